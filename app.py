@@ -1,0 +1,48 @@
+"""The composition root: the ASGI app, and what starts and stops with the server. Run it with `streamlit run app.py`.
+
+Owns no page: `sfn/ui/shell.py` draws the frame, `pages/` the pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+import sfn
+from sfn.errors import SfnError
+from sfn.ui import cached
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+@asynccontextmanager
+async def lifespan(_app: st.App) -> AsyncIterator[dict[str, Any]]:
+    """Open the workbench with the server and close it with it, so that nothing outlives the app.
+
+    A workbench that cannot be opened does not stop the server: every page then says why in one sentence.
+    """
+    problem = cached.open_workbench()
+    if problem:
+        print(f"SfN: {problem}", flush=True)
+    try:
+        yield {}
+    finally:
+        cached.close_workbench()
+
+
+async def health(_request: Request) -> JSONResponse:
+    """`/health`: whether the app can be used, and the sentence that says why not."""
+    try:
+        cached.workbench()
+    except SfnError as error:
+        return JSONResponse({"status": "unusable", "version": sfn.__version__, "problem": str(error)}, status_code=503)
+    return JSONResponse({"status": "ok", "version": sfn.__version__})
+
+
+app = st.App("sfn/ui/shell.py", lifespan=lifespan, routes=[Route("/health", health)])

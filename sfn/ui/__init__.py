@@ -1,0 +1,1 @@
+"""What the pages share: frame, state and URL, memos, and widgets used by two pages or more. Streamlit lives here."""

@@ -1,0 +1,225 @@
+"""What a viewer has chosen, and its copy in the URL: the one mechanism behind permalinks.
+
+How it works. `PARAMETERS` names everything worth sharing: how it is read from a URL, how it is written, and the pages
+whose picture it decides. The chosen value lives in `st.session_state` under the parameter's name; a widget that edits
+it uses that name as its key, with `**KEEP`, so that the choice survives page switches. The frame calls `read` before
+anything is drawn and `write` after the page:
+
+- `read` takes values from the URL when a session begins, when the page was changed by a link that carries values, and
+  when the browser goes back or forward. On every other run the session is right and the URL follows, because a click
+  may overtake the message that updates the URL.
+- `write` makes the URL say what the page shows. Defaults are left out, so that a plain state has a plain address.
+
+Streamlit's own `bind="query-params"` was not used: it drops a bad value without a word, forgets other pages' choices
+in the URL after a switch, and cannot bind what no widget edits (the pair, the selected tensor).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from sfn.errors import SfnError
+
+KEEP: dict[str, Any] = {"persist_state": "session"}
+
+_PAGE = "_page"  # the page of the last run
+_PROBLEMS = "_url_problems"
+_OWNER = "_owner"
+
+
+class _BadValue(SfnError):
+    """A URL parameter that cannot be read; the message says what would be legal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One thing that a permalink carries.
+
+    Attributes:
+        name: name in the URL, key in the session, key of its widget. pages: url paths it belongs to; () = all.
+        default: value that the URL leaves out. parse: text -> value, raises _BadValue with what is legal.
+        what: what a person calls it, for sentences.
+    """
+
+    name: str
+    what: str
+    default: Any
+    parse: Callable[[str], Any]
+    pages: tuple[str, ...] = ()
+
+    def belongs(self, page: str) -> bool:
+        """Whether the parameter decides what `page` shows."""
+        return not self.pages or page in self.pages
+
+
+def text(longest: int = 20_000) -> Callable[[str], str]:
+    """A parser for free text."""
+
+    def parse(raw: str) -> str:
+        if len(raw) > longest:
+            raise _BadValue(f"it has {len(raw)} characters, at most {longest} are read")
+        return raw
+
+    return parse
+
+
+def one_of(*legal: str) -> Callable[[str], str]:
+    """A parser for a choice."""
+
+    def parse(raw: str) -> str:
+        if raw not in legal:
+            raise _BadValue(f"there is {', '.join(legal)}")
+        return raw
+
+    return parse
+
+
+def number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], Any]:
+    """A parser for a number in [low, high]."""
+
+    def parse(raw: str) -> Any:
+        try:
+            value = kind(raw)
+        except ValueError:
+            raise _BadValue(f"it must be a number from {low:g} to {high:g}") from None
+        if not low <= value <= high:
+            raise _BadValue(f"it must be from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def flag(raw: str) -> bool:
+    """A parser for on / off."""
+    if raw not in ("1", "0"):
+        raise _BadValue("it must be 1 or 0")
+    return raw == "1"
+
+
+FIGURES = ("l2_shift", "rms_shift", "relative_shift", "cosine", "changed_share", "max_abs_shift")
+SCALES = ("linear", "log")
+PARTS = ("weight", "bias")
+FORMS = ("script", "paper")
+MODES = ("plain", "chat")
+
+_MERGE = ("merge",)
+_DELTA = ("delta",)
+_HISTORY = ("history",)
+
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter("a", "folder of model A", "", text(4096)),
+    Parameter("b", "folder of model B", "", text(4096)),
+    Parameter("figure", "figure", "l2_shift", one_of(*FIGURES), _DELTA),
+    Parameter("scale", "scale", "linear", one_of(*SCALES), _DELTA),
+    Parameter("part", "part of a module", "weight", one_of(*PARTS), _DELTA),
+    Parameter("form", "form of the relative change", "script", one_of(*FORMS), _DELTA),
+    Parameter("every", "step between layers", 0, number(int, 0, 1000), _DELTA),
+    Parameter("tensor", "tensor", "", text(500), _DELTA),
+    Parameter("recipe", "recipe", "", text(), _MERGE),
+    Parameter("prompt", "prompt", "", text(200_000), _MERGE),
+    Parameter("mode", "prompt mode", "plain", one_of(*MODES), _MERGE),
+    Parameter("max_tokens", "most tokens", 256, number(int, 1, 131_072), _MERGE),
+    Parameter("temperature", "temperature", 0.0, number(float, 0.0, 5.0), _MERGE),
+    Parameter("top_p", "top p", 1.0, number(float, 0.01, 1.0), _MERGE),
+    Parameter("top_k", "top k", 0, number(int, 0, 1_000_000), _MERGE),
+    Parameter("seed", "seed", 0, number(int, 0, 2**31 - 1), _MERGE),
+    Parameter("search", "search", "", text(1000), _HISTORY),
+    Parameter("ids", "selected generations", "", text(2000), _HISTORY),
+)
+_BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+
+
+def get(name: str) -> Any:
+    """The value in force of a parameter."""
+    return st.session_state.get(name, _BY_NAME[name].default)
+
+
+def put(name: str, value: Any) -> None:
+    """Choose a value. Inside a run only before the widget of that name is drawn; in callbacks always."""
+    if name not in _BY_NAME:
+        raise KeyError(name)
+    st.session_state[name] = value
+
+
+def prepare(*names: str) -> None:
+    """Give parameters that have no value yet their default, so that their widgets start there."""
+    for name in names:
+        st.session_state.setdefault(name, _BY_NAME[name].default)
+
+
+def owner() -> str:
+    """Who this viewer is to jobs and to the engine's queue: one random name per browser session."""
+    return st.session_state.setdefault(_OWNER, uuid.uuid4().hex)
+
+
+def problems() -> tuple[str, ...]:
+    """Sentences about URL values of this session that could not be used."""
+    return tuple(st.session_state.get(_PROBLEMS, ()))
+
+
+def read(page: str) -> None:
+    """Take over what the URL says, where the URL is right (see above). Call before anything is drawn."""
+    context = get_script_run_ctx()
+    first = _PAGE not in st.session_state
+    history = bool(context is not None and context.is_history_navigation)
+    moved = not first and st.session_state[_PAGE] != page
+    st.session_state[_PAGE] = page
+    if not (first or history or moved):
+        return
+    st.session_state[_PROBLEMS] = []
+    for parameter in PARAMETERS:
+        if not parameter.belongs(page):
+            continue
+        raw = st.query_params.get(parameter.name)
+        if raw is not None:
+            _take(parameter, raw)
+        elif history:
+            put(parameter.name, parameter.default)
+
+
+def _take(parameter: Parameter, raw: str) -> None:
+    try:
+        put(parameter.name, parameter.parse(raw))
+    except _BadValue as error:
+        shown = raw if len(raw) <= 60 else raw[:57] + "…"
+        st.session_state[_PROBLEMS] = [
+            *problems(),
+            f"The address asks for the {parameter.what} “{shown}”, which cannot be used: {error}. "
+            f"“{parameter.default}” is shown instead."
+            if parameter.default != ""
+            else f"The address asks for the {parameter.what} “{shown}”, which cannot be used: {error}.",
+        ]
+        put(parameter.name, parameter.default)
+
+
+def write() -> None:
+    """Make the URL say what the page shows, where it does not yet. Fragments that change a choice call it too."""
+    page = st.session_state.get(_PAGE, "")
+    wanted = {
+        parameter.name: _format(get(parameter.name))
+        for parameter in PARAMETERS
+        if parameter.belongs(page) and get(parameter.name) not in (parameter.default, None)
+    }
+    if st.query_params.to_dict() != wanted:
+        st.query_params.from_dict(wanted)
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def link(page: str) -> dict[str, str]:
+    """The query of a link to `page` that shows what this viewer has chosen."""
+    return {
+        parameter.name: _format(get(parameter.name))
+        for parameter in PARAMETERS
+        if parameter.belongs(page) and get(parameter.name) not in (parameter.default, None)
+    }
