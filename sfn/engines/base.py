@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Literal, Protocol
 
-from sfn.records import FinishReason, PromptMode
 from sfn.recipes import Recipe
+from sfn.records import FinishReason, PromptMode
 
 EngineState = Literal["stopped", "starting", "loading", "idle", "busy", "dead"]
 
@@ -68,12 +68,12 @@ class Status:
 class Engine(Protocol):
     """A model that can become any recipe of its pair, and speak.
 
-    Created by `sfn.engines.open`; a context manager; `close()` may be called twice. Not thread-safe: one owner drives it
-    (`sfn.jobs`), but `status` may be read, and a generation's `cancel` event set, from any thread.
+    Created by `sfn.engines.open`; a context manager; `close()` may be called twice. Not thread-safe: one owner drives
+    it (`sfn.jobs`), but `status` may be read, and a generation's `cancel` event set, from any thread.
     """
 
     def be(self, recipe: Recipe) -> None:
-        """Hold the weights of `recipe`. Raises RecipeError before anything is touched, EngineError if it fails midway."""
+        """Hold the weights of `recipe`. Raises RecipeError with nothing touched yet, EngineError if it fails midway."""
 
     def generate(
         self,
