@@ -30,8 +30,8 @@ __all__ = ["Checkpoint", "TensorInfo", "open", "text_config"]
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "tiktoken.model",
-    "chat_template.jinja", "chat_template.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
+    "tiktoken.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 CONFIG_FILES = ("config.json", "generation_config.json")
 
@@ -60,7 +60,8 @@ def open(folder_or_repo: str | os.PathLike[str], revision: str | None = None) ->
     if revision is not None and revision != found_revision:
         commit = f" at commit {found_revision}" if found_revision else ""
         raise CheckpointError(
-            f"{folder} is a folder on this machine{commit}; it has no revision {revision!r}. Leave the revision out, or give the folder of that revision."
+            f"{folder} is a folder on this machine{commit}; it has no revision {revision!r}. "
+            f"Leave the revision out, or give the folder of that revision."
         )
     tensors, states = _index(folder)
     return Checkpoint(label, folder, found_revision, tensors, _read_config(folder), states)

@@ -23,8 +23,8 @@ def fingerprint(root: Path, files: Iterable[Path], memo: Memo, progress: Progres
     """SHA-256 (hex) over the sorted lines "name, tab, SHA-256 of content" of `files`; names are relative to `root`.
 
     A file whose path, size and mtime are in `memo` is not read again, nor is a link into a Hub cache
-    (`blobs/<sha256>`). The others are read by up to four threads. Raises CheckpointError if one cannot be read or changes
-    meanwhile.
+    (`blobs/<sha256>`). The others are read by up to four threads. Raises CheckpointError if one cannot be read or
+    changes meanwhile.
     """
     files = sorted(files)
     digests: dict[Path, str] = {}

@@ -46,7 +46,11 @@ def test_reads_what_the_reference_reads(tmp_path: Path, layout: dict) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     drawn = torch.randint(0, 2 if dtype is torch.bool else 120, (6, 5), generator=torch.Generator().manual_seed(1))
-    tensors = {"two": drawn.to(dtype), "scalar": drawn[0, 0].to(dtype).clone(), "none": torch.empty((0, 3), dtype=dtype)}
+    tensors = {
+        "two": drawn.to(dtype),
+        "scalar": drawn[0, 0].to(dtype).clone(),
+        "none": torch.empty((0, 3), dtype=dtype),
+    }
     checkpoint = checkpoints.open(write_checkpoint(tmp_path, tensors, {}, with_tokenizer=False))
     for name, expected in tensors.items():
         assert same_bits(checkpoint.read(name), expected)
@@ -57,7 +61,10 @@ def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) 
 
 
 def test_a_tensor_at_an_odd_offset_is_read_right(tmp_path: Path) -> None:
-    header = b'{"byte":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"wide":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}}'
+    header = (
+        b'{"byte":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+        b'"wide":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}}'
+    )
     expected = torch.tensor([1.5, -2.25])
     body = b"\x07" + expected.numpy().tobytes()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + body)
