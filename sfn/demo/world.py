@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 LARGEST = 99  # no operand and no intermediate result is larger
@@ -319,7 +320,7 @@ def _expression(rng: Random, operations: int) -> tuple[str, tuple[str, ...], int
         for _ in range(operations):
             tokens += [rng.choice("++--*"), rng.randint(2, LARGEST_ADDEND)]
         products = [at for at in range(1, len(tokens), 2) if tokens[at] == "*"]
-        if any(after - before == 2 for before, after in zip(products, products[1:], strict=False)):
+        if any(after - before == 2 for before, after in pairwise(products)):
             continue  # three factors in a row leave 0..99 too often
         for at in products:
             factors = [rng.randint(2, 9), rng.randint(2, 12)]
