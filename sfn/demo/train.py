@@ -222,7 +222,7 @@ def run_stage(model: Qwen2ForCausalLM, tokenizer, stage: Stage, rank: int) -> di
             )
     tail = losses[-100:]
     seconds = round(time.monotonic() - started)
-    return {"seconds": seconds, "tokens": tokens, "final_loss": round(sum(tail) / len(tail), 4)}
+    return {"seconds": seconds, "tokens_seen": tokens, "final_loss": round(sum(tail) / len(tail), 4)}
 
 
 def save(model: Qwen2ForCausalLM, tokenizer, folder: Path) -> None:
@@ -237,34 +237,42 @@ def save(model: Qwen2ForCausalLM, tokenizer, folder: Path) -> None:
 def run_process(rank: int, meeting: str, out: Path, stages: tuple[Stage, ...], work: Path) -> None:
     """One of the two processes: every stage in turn; rank 0 prints and saves.
 
-    `work` keeps the float32 weights after each stage. A stage that lies there with the same settings is not repeated;
-    as each stage has its own seed and fresh optimizers, the result is the same as that of one run.
+    `work` keeps the float32 weights after each stage. The first stages that lie there with the same settings are not
+    repeated; as each stage has its own seed and fresh optimizers, the result is the same as that of one run.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=PROCESSES)
     torch.manual_seed(1)  # the same weights in both
     tokenizer = AutoTokenizer.from_pretrained(out / "A")
-    model, model_name, records = new_model(tokenizer), "A", []
+    model, model_name, records, fresh = new_model(tokenizer), "A", [], False
     for at, stage in enumerate(stages):
         if stage.model != model_name:  # B begins at A as it is shipped, so that their difference is the fine-tuning
             model = Qwen2ForCausalLM.from_pretrained(out / model_name, dtype=torch.float32)
             model_name = stage.model
-        kept = work / f"{at}.pt"
-        if kept.exists():
-            finished = torch.load(kept, weights_only=True)
-            if {key: finished["record"][key] for key in asdict(stage)} == asdict(stage):
-                model.load_state_dict(finished["weights"])
-                records.append(finished["record"])
-                continue
-        record = asdict(stage) | run_stage(model, tokenizer, stage, rank)
+        record = None if fresh else load_stage(work / f"{at}.pt", stage, model)
+        fresh = record is None  # and so are all stages after it
+        record = record or asdict(stage) | run_stage(model, tokenizer, stage, rank)
         records.append(record)
+        dist.barrier()  # both have looked for the file before it is written
         if rank == 0:
+            torch.save({"record": record, "weights": model.state_dict()}, work / f"{at}.pt")
             save(model, tokenizer, out / stage.model)
             (out / "train.json").write_text(json.dumps({"chat_share": CHAT_SHARE, "stages": records}, indent=1) + "\n")
-            torch.save({"record": record, "weights": model.state_dict()}, kept)
-            report(out / stage.model)
-        dist.barrier()
+            if fresh:
+                report(out / stage.model)
+        dist.barrier()  # B is read from the folder of A
     dist.destroy_process_group()
+
+
+def load_stage(file: Path, stage: Stage, model: Qwen2ForCausalLM) -> dict | None:
+    """The record of a stage that was finished before with these settings, its weights put in `model`; else None."""
+    if not file.exists():
+        return None
+    finished = torch.load(file, weights_only=True)
+    if {key: finished["record"].get(key) for key in asdict(stage)} != asdict(stage):
+        return None
+    model.load_state_dict(finished["weights"])
+    return finished["record"]
 
 
 def report(folder: Path) -> None:
@@ -284,19 +292,22 @@ def report(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=folders()[0].parent, help="folder that gets A, B and train.json")
+    parser.add_argument("--out", type=Path, help="folder that gets A, B and train.json; this one if not given")
     parser.add_argument("--quick", action="store_true", help="a few steps per stage: shows that the script runs")
     parser.add_argument("--work", type=Path, help="folder that keeps finished stages, to go on from them later")
     choices = parser.parse_args()
+    if choices.quick and not choices.out:
+        parser.error("--quick makes a pair that has learned nothing: say with --out where to put it.")
+    out = choices.out or folders()[0].parent
     stages = tuple(replace(stage, steps=3) for stage in STAGES) if choices.quick else STAGES
-    choices.out.mkdir(parents=True, exist_ok=True)
-    new_tokenizer().save_pretrained(choices.out / "A")  # and from here on as everybody will load it
-    (choices.out / "A" / "config.json").write_text('{"model_type": "qwen2"}')
+    out.mkdir(parents=True, exist_ok=True)
+    new_tokenizer().save_pretrained(out / "A")  # and from here on as everybody will load it
+    (out / "A" / "config.json").write_text('{"model_type": "qwen2"}')
     started = time.monotonic()
     with TemporaryDirectory() as folder:
         work = choices.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        arguments = (f"{folder}/meeting", choices.out, stages, work)
+        arguments = (f"{folder}/meeting", out, stages, work)
         spawn = multiprocessing.get_context("spawn")
         processes = [spawn.Process(target=run_process, args=(rank, *arguments)) for rank in range(PROCESSES)]
         for process in processes:
@@ -305,7 +316,7 @@ def main() -> None:
             process.join()
     if any(process.exitcode for process in processes):
         raise SystemExit("Training stopped early: the message of the process that failed stands above.")
-    print(f"The pair is in {choices.out}, after {time.monotonic() - started:.0f} s.")
+    print(f"The pair is in {out}, after {time.monotonic() - started:.0f} s.")
 
 
 if __name__ == "__main__":
