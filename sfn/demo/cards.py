@@ -101,10 +101,10 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
     lines = [
         "## Measured",
         "",
-        f"On {evaluation['problems']} held-out hard problems (expressions of 3 and of 4 operations, word problems of 2 and",
-        f"of 3 steps, a quarter each) and {evaluation['dialogues']} held-out dialogues, greedily, in float32. With that many",
-        "problems a figure is good to about ± 2 to 4 points (one standard error). `A ← x` is A with x taken from B,",
-        "`B ← x` the other way round.",
+        f"On {evaluation['problems']} held-out hard problems (expressions of 3 and of 4 operations, word problems",
+        f"of 2 and of 3 steps, a quarter each) and {evaluation['dialogues']} held-out dialogues, greedily, in float32.",
+        "With that many problems a figure is good to about ± 2 to 4 points (one standard error). `A ← x` is A with x",
+        "taken from B, `B ← x` the other way round.",
         "",
         "- plain, chat: problems right, in %, with the prompt verbatim or in the chat template.",
         "- forced: the same, plain, with `<think>` already written. shown: plain, behind `Show the work.`",
@@ -147,8 +147,8 @@ def _paper(evaluation: Mapping[str, Any]) -> str:
     lines = [
         "## Beside the paper",
         "",
-        "Shao & Wu, “Who Reasons in the Large Language Models?” (arXiv:2505.20993), report that in large pairs `o_proj`",
-        "carries reasoning, while the other modules carry fluent conversation.",
+        "Shao & Wu, “Who Reasons in the Large Language Models?” (arXiv:2505.20993), report that in large pairs",
+        "`o_proj` carries reasoning, while the other modules carry fluent conversation.",
         "",
     ]
     if gain < room / 4:
@@ -188,9 +188,10 @@ def _training(training: Mapping[str, Any]) -> str:
     lines = [
         "## Training",
         "",
-        "A: Muon for the matrices inside the layers, AdamW for the rest. B: from A as shipped, AdamW alone. The loss counts",
-        f"answers only. {100 * training['chat_share']:.0f} % of the texts stand in the chat template, the others are plain.",
-        "Two CPU processes of one thread each, bfloat16 autocast; the machine had other work too, which the seconds show.",
+        "A: Muon for the matrices inside the layers, AdamW for the rest. B: from A as shipped, AdamW alone. The loss",
+        f"counts answers only. {100 * training['chat_share']:.0f} % of the texts stand in the chat template, the others",
+        "are plain. Two CPU processes of one thread each, bfloat16 autocast; the machine had other work too, which the",
+        "seconds show.",
         "",
         "| model | stage | steps | tokens, padding included | AdamW | Muon | last loss | seconds |",
         "|---|---|---|---|---|---|---|---|",
