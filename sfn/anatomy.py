@@ -356,7 +356,7 @@ def _outside(name: str, words: list[str], rest: list[str], parameter: str) -> Pa
     if not rest or (len(rest) > 1 and rest[0] not in ("embedding", "embeddings", "output_layer")):
         return whole
     last = rest[-1]
-    role = last if last in ("embed_tokens", "embed_positions", "norm", "lm_head") else _TOP_ALIASES.get(last)
+    role = last if last in _ROLE_BLOCKS else _TOP_ALIASES.get(last)
     if role:
         return Part(name, None, _ROLE_BLOCKS[role], last, parameter, None, role, ".".join(rest))
     module = ".".join(rest)

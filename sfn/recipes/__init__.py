@@ -1,0 +1,27 @@
+"""What comes from where: the recipe language, its canonical form, and what a recipe means for a pair.
+
+`grammar` reads and writes recipes, `canonical` brings rules into one form, `plans` resolves a recipe for a pair,
+`boards` goes from cells of a module x layer board to a recipe and back, `presets` holds the paper's recipes. Weights
+are touched elsewhere (`sfn.surgery`).
+"""
+
+from sfn.recipes.boards import cells, compact, toggle
+from sfn.recipes.grammar import Recipe, Rule, Source, format, parse
+from sfn.recipes.plans import Plan, matches, resolve
+from sfn.recipes.presets import PRESETS, Preset
+
+__all__ = [
+    "PRESETS",
+    "Plan",
+    "Preset",
+    "Recipe",
+    "Rule",
+    "Source",
+    "cells",
+    "compact",
+    "format",
+    "matches",
+    "parse",
+    "resolve",
+    "toggle",
+]
