@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import sfn
+from sfn import workbench
+from sfn.engines import fit
 from sfn.errors import SfnError
-from sfn.ui import cached
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -27,21 +28,29 @@ async def lifespan(_app: st.App) -> AsyncIterator[dict[str, Any]]:
 
     A workbench that cannot be opened does not stop the server: every page then says why in one sentence.
     """
-    problem = cached.open_workbench()
+    problem = _problem()
     if problem:
         print(f"SfN: {problem}", flush=True)
     try:
         yield {}
     finally:
-        cached.close_workbench()
+        workbench.close()
+
+
+def _problem() -> str:
+    """ "" or the sentence that says why the app cannot be used."""
+    try:
+        fit.check(thorough=False)
+        workbench.current()
+    except SfnError as error:
+        return str(error)
+    return ""
 
 
 async def health(_request: Request) -> JSONResponse:
     """`/health`: whether the app can be used, and the sentence that says why not."""
-    try:
-        cached.workbench()
-    except SfnError as error:
-        return JSONResponse({"status": "unusable", "version": sfn.__version__, "problem": str(error)}, status_code=503)
+    if problem := _problem():
+        return JSONResponse({"status": "unusable", "version": sfn.__version__, "problem": problem}, status_code=503)
     return JSONResponse({"status": "ok", "version": sfn.__version__})
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -18,26 +20,21 @@ _lock = threading.Lock()
 
 
 def workbench() -> Workbench:
-    """Store, jobs and engine of this process. Raises StoreError or InstallError where they cannot be used."""
+    """Store, jobs and engine of this process.
+
+    Raises InstallError where packages do not fit each other, StoreError where the results database cannot be used.
+    """
     from sfn import workbench as room
 
+    _check_packages()
     return room.current()
 
 
-def open_workbench() -> str:
-    """Open the workbench; returns "" or the sentence that says why it cannot be opened."""
-    try:
-        workbench()
-    except SfnError as error:
-        return str(error)
-    return ""
+@functools.cache  # success alone is remembered: a packages' misfit is told each time until it is mended
+def _check_packages() -> None:
+    from sfn.engines import fit
 
-
-def close_workbench() -> None:
-    """Close the workbench of this process, if it is open."""
-    from sfn import workbench as room
-
-    room.close()
+    fit.check(thorough=False)
 
 
 def bundled_folders() -> tuple[str, str]:
@@ -62,12 +59,38 @@ def _opening(a: str, b: str, _owner: str, stamps: object) -> Job:
 def opening(a: str, b: str, owner: str) -> Job:
     """The job that opens and compares two checkpoints; its `result` is the `Pair`.
 
-    Done once while the files stay as they are. A job that failed or was cancelled is started again on the next call after `forget_opening`.
+    Done once while the files stay as they are; a job that failed is started again after `forget_opening`.
     """
     with _lock:
         return _opening(a, b, owner, (_stamp(a), _stamp(b)))
 
 
+def folder_problem(folder: str) -> str:
+    """ "" or the sentence that says why `folder` cannot be opened as a checkpoint; headers are read, no weights."""
+    return _folder_problem(folder, _stamp(folder))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _folder_problem(folder: str, stamp: object) -> str:
+    from sfn import checkpoints
+
+    try:
+        checkpoints.open(folder).close()
+    except SfnError as error:
+        return str(error)
+    return ""
+
+
 def forget_opening(a: str, b: str) -> None:
     """Let the next `opening` of these folders start anew."""
     _opening.clear(a, b, "", (_stamp(a), _stamp(b)))
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def chart_spec(name: str, options: tuple[Hashable, ...], more: tuple[Hashable, ...], _draw: Any, _table: Any) -> Any:
+    """The Vega-Lite specification of a chart without its data; it depends on the chart's options alone."""
+    from altair import Undefined
+
+    chart = _draw(_table, *options, **dict(more))
+    chart.data = Undefined
+    return chart.to_dict()

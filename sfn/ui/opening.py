@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sfn.jobs import Job
     from sfn.pairs import Pair
 
-_PATIENCE_S = 3.0  # small pairs open within this; nobody sees a progress bar for them
+PATIENCE_S = 3.0  # small pairs open within this; nobody sees a progress bar for them
 
 
 def folders() -> tuple[str, str]:
@@ -34,7 +34,7 @@ def opening() -> Job:
 def pair() -> Pair:
     """The chosen pair. Draws progress and ends the run while it opens; raises the reason where it cannot be opened."""
     job = opening()
-    job.finished.wait(_PATIENCE_S)
+    job.finished.wait(PATIENCE_S)
     if job.state == "done":
         return job.result
     if job.active:

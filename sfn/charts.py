@@ -1,0 +1,278 @@
+"""Tables (`sfn.tables`) -> Altair charts. Knows no Streamlit, computes no figure; every colour is chosen here, once.
+
+A chart's specification depends on its options alone, never on the numbers in its table: while a scan runs, only data
+changes, and nothing on the screen moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import altair as alt
+import pandas as pd
+
+from sfn.figures import FIGURES, Figure
+from sfn.tables import EMB, OUT
+
+if TYPE_CHECKING:
+    Chart = alt.Chart | alt.LayerChart
+
+COLOUR_A, COLOUR_B, COLOUR_MERGED, COLOUR_DAMAGE = "#4C78A8", "#F58518", "#8A5FBF", "#6B7280"
+MAGNITUDES = "viridis"
+ROW_HEIGHT = 22  # pixels of one row of the board
+NORM_DASH = [4, 2]
+_FIT = alt.AutoSizeParams(type="fit-x", contains="padding")  # as wide as its place; the height is the plot's own
+
+# One hue per kind of module wherever lines are drawn, and a dash for norms: told apart without colour by hovering.
+_LINE_COLOURS = (
+    "#4C78A8", "#F58518", "#54A24B", "#E45756", "#72B7B2", "#B279A2", "#9D755D", "#D67195", "#B79A20", "#6B7280",
+)  # fmt: skip
+_FAINT = {False: "#E6E8EB", True: "#2B3036"}  # a cell that is not measured yet, on light and on dark
+_INK = {False: "#1F2328", True: "#F0F3F6"}
+_MUTED = {False: "#57606A", True: "#9BA5B0"}
+
+
+def more_is_nearer(dark: bool) -> bool:
+    """Whether viridis is reversed: the end that stands out from the background must mean "more"."""
+    return not dark
+
+
+def _figure_value(table: pd.DataFrame, figure: Figure, log: bool) -> pd.Series:
+    """What is coloured or plotted: the figure; on a log scale the cosine's distance from 1; nothing for 0 there."""
+    value = table[figure.key].astype("float64")
+    if not log:
+        return value
+    if figure.falls:
+        value = 1.0 - value
+    return value.where(value > 0)
+
+
+def heatmap_table(board: pd.DataFrame, figure: str, *, log: bool, chosen: str = "") -> pd.DataFrame:
+    """The board with what the heatmap draws: value, sign (what is written in a cell without colour), chosen, texts."""
+    spec = FIGURES[figure]
+    table = board[["name", "row", "column", "shape", "explanation", "problem"]].copy()
+    table["value"] = _figure_value(board, spec, log)
+    measured = board["state"] == "measured"
+    table["sign"] = ""
+    table.loc[measured & table["value"].isna(), "sign"] = "0" if log else "–"
+    table.loc[board["state"] == "apart", "sign"] = "×"
+    table["chosen"] = [bool(chosen) and name == chosen for name in table["name"]]
+    table["place"] = [place_name(column) for column in table["column"]]
+    for key, other in FIGURES.items():
+        table[key] = [other.write(x) if ready else "" for x, ready in zip(board[key], measured, strict=True)]
+    table["note"] = [
+        problem if state == "apart" else "not measured yet" if state == "waiting" else ""
+        for state, problem in zip(board["state"], board["problem"], strict=True)
+    ]
+    return table.drop(columns="problem")
+
+
+def place_name(column: str) -> str:
+    """A column of the board in words."""
+    return {EMB: "before the layers", OUT: "after the layers"}.get(column, f"layer {column}")
+
+
+def columns_of(board: pd.DataFrame) -> list[str]:
+    """Column labels from left to right, with blank ones that set the embedding and the end apart from the layers."""
+    there = set(board["column"])
+    layers = sorted((column for column in there if column not in (EMB, OUT)), key=int)
+    left = [EMB, " "] if EMB in there else []
+    return [*left, *layers, *(["  ", OUT] if OUT in there else [])]
+
+
+def rows_of(board: pd.DataFrame) -> list[str]:
+    """Row labels from top to bottom."""
+    return board.drop_duplicates("row").sort_values("rank")["row"].tolist()
+
+
+def heatmap(
+    table: pd.DataFrame, figure: str, rows: Sequence[str], columns: Sequence[str], *, log: bool, dark: bool
+) -> Chart:
+    """Modules × layers, coloured by one figure (`heatmap_table`). A click selects the cell's tensor: parameter "cell".
+
+    Cells that are not measured yet are faint, those that cannot be compared carry ×, exact zeros on a log scale 0.
+    """
+    spec = FIGURES[figure]
+    title = spec.log_title if log else spec.title
+    falls = spec.falls and not log
+    x = alt.X("column:N", sort=None, scale=alt.Scale(domain=list(columns), paddingInner=0.06)).axis(
+        title="layer", labelAngle=0, labelOverlap="parity", ticks=False, domain=False, grid=False
+    )
+    y = alt.Y("row:N", sort=None, scale=alt.Scale(domain=list(rows), paddingInner=0.08)).axis(
+        title="module", ticks=False, domain=False, labelLimit=190, labelPadding=6, grid=False
+    )
+    colour = alt.Color(
+        "value:Q",
+        title=title,
+        scale=alt.Scale(
+            type="log" if log else "linear",
+            scheme=MAGNITUDES,
+            reverse=more_is_nearer(dark) != falls,
+            zero=not spec.falls and not log,
+            nice=False,
+        ),
+        legend=alt.Legend(
+            gradientLength=min(180, ROW_HEIGHT * max(4, len(rows) - 4)), format=".3~g", titleLimit=120, tickCount=5
+        ),
+    )
+    base = alt.Chart(table).encode(x=x, y=y)
+    waiting = base.mark_rect(color=_FAINT[dark])
+    measured = base.transform_filter("isValid(datum.value)").mark_rect().encode(color=colour)
+    signs = (
+        base.transform_filter("isValid(datum.sign) && datum.sign != ''")
+        .mark_text(color=_MUTED[dark], fontSize=12)
+        .encode(text="sign:N")
+    )
+    cell = alt.selection_point(name="cell", fields=["name"], on="click", clear=False)
+    top = (
+        base.mark_rect(fill="transparent", strokeWidth=2, cursor="pointer")
+        .encode(
+            stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
+            tooltip=_board_tooltip(),
+        )
+        .add_params(cell)
+    )
+    return (
+        alt.layer(waiting, measured, signs, top)
+        .properties(
+            autosize=_FIT,
+            height=ROW_HEIGHT * len(rows),
+            title=f"{title[0].upper()}{title[1:]} of every module in every layer",
+        )
+        .configure_view(stroke=None)
+    )
+
+
+def _board_tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("row:N", title="module"),
+        alt.Tooltip("place:N", title="where"),
+        alt.Tooltip("explanation:N", title="what it does"),
+        *(alt.Tooltip(f"{key}:N", title=figure.title) for key, figure in FIGURES.items()),
+        alt.Tooltip("shape:N", title="shape"),
+        alt.Tooltip("note:N", title="note"),
+        alt.Tooltip("name:N", title="tensor"),
+    ]
+
+
+def lines_table(board: pd.DataFrame, figure: str, *, log: bool) -> pd.DataFrame:
+    """What the lines draw: one point per module and layer; modules without layers are left out."""
+    spec = FIGURES[figure]
+    inside = board[board["layer"].notna()]
+    table = inside[["name", "row", "block"]].copy()
+    table["layer"] = inside["layer"].astype("float64")
+    table["value"] = _figure_value(inside, spec, log)
+    table["text"] = [spec.write(x) if x == x else "" for x in inside[figure]]
+    table["kind"] = ["norm" if block == "norm" else "matrix" for block in table["block"]]
+    return table.drop(columns="block")
+
+
+def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], *, log: bool) -> Chart:
+    """One line per module over the layers (paper, figure 2). A click on the legend singles a module out."""
+    spec = FIGURES[figure]
+    title = spec.log_title if log else spec.title
+    one = alt.selection_point(name="module", fields=["row"], bind="legend")
+    colours = [_LINE_COLOURS[place % len(_LINE_COLOURS)] for place in range(len(rows))]
+    scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=not spec.falls)
+    base = (
+        alt.Chart(table)
+        .transform_filter("isValid(datum.value)")
+        .encode(
+            x=alt.X("layer:Q", title="layer", scale=alt.Scale(nice=False)).axis(tickMinStep=1, format="d", grid=False),
+            y=alt.Y("value:Q", title=title, scale=scale).axis(format=".3~g", gridOpacity=0.4, tickCount=5),
+            color=alt.Color("row:N", title="module", sort=None, scale=alt.Scale(domain=list(rows), range=colours)),
+            opacity=alt.condition(one, alt.value(1.0), alt.value(0.12)),
+            tooltip=[
+                alt.Tooltip("row:N", title="module"),
+                alt.Tooltip("layer:Q", title="layer"),
+                alt.Tooltip("text:N", title=spec.title),
+                alt.Tooltip("name:N", title="tensor"),
+            ],
+        )
+    )
+    strokes = base.mark_line(strokeWidth=2).encode(
+        strokeDash=alt.StrokeDash(
+            "kind:N", scale=alt.Scale(domain=["matrix", "norm"], range=[[1, 0], NORM_DASH]), legend=None
+        )
+    )
+    points = base.mark_point(filled=True, size=36).add_params(one)
+    return alt.layer(strokes, points).properties(
+        autosize=_FIT, height=300, title=f"{title[0].upper()}{title[1:]} over the layers"
+    )
+
+
+_RATIO = {
+    "script": "relative change r = (w_B − w_A) / (|w_A| + 1e-8)",
+    "paper": "relative change r = (w_B − w_A) / w_A",
+}
+
+
+def ratio_title(form: str) -> str:
+    """The relative change in the form in use, as written on every plot of it."""
+    return _RATIO[form]
+
+
+def histogram_table(bins: pd.DataFrame, tails: pd.DataFrame) -> pd.DataFrame:
+    """Bins and tails (`sfn.tables`) in one table, told apart by `kind`, so that one data set feeds a histogram."""
+    inner = bins.assign(kind="bin", x=bins["r"] - 0.005, x2=bins["r"] + 0.005, side="", label="")
+    return pd.concat([inner, tails.assign(kind="tail", r=(tails["x"] + tails["x2"]) / 2)], ignore_index=True)
+
+
+def histogram_small(table: pd.DataFrame, module: str, layers: Sequence[int], *, dark: bool, top: float) -> Chart:
+    """One module's relative change, one line per shown layer (paper, figure 3); clipped tails as bars of their own.
+
+    Args:
+        table: `histogram_table`. top: top of the right-hand axis, a share; the same for all modules, so that their
+            tails compare.
+    """
+    domain = [float(layer) for layer in layers]
+    scale = alt.Scale(domain=domain, scheme=MAGNITUDES, reverse=more_is_nearer(dark))
+    colour = alt.Color("layer:O", title="layer", scale=scale, legend=None)
+    inner = alt.Chart(table).mark_line(strokeWidth=1.4, interpolate="step").encode(color=colour, detail="name:N")
+    tails = alt.Chart(table).mark_rect().encode(color=colour)
+    return _tailed(inner, tails, None, top, "r").properties(
+        autosize=_FIT, height=140, title=alt.Title(module, fontSize=13)
+    )
+
+
+def histogram_one(table: pd.DataFrame, form: str, *, dark: bool, top: float) -> Chart:
+    """One tensor's relative change: 200 inner bins, and what lies beyond ±1 as two bars apart, each with its share."""
+    inner = alt.Chart(table).mark_rect(color=COLOUR_A)
+    tails = alt.Chart(table).mark_rect(color=COLOUR_DAMAGE)
+    labels = alt.Chart(table).mark_text(dy=-8, fontSize=12, color=_INK[dark]).encode(text="label:N")
+    return _tailed(inner, tails, labels, top, ratio_title(form)).properties(
+        autosize=_FIT, height=240, title="Relative change of every element"
+    )
+
+
+def _tailed(inner: alt.Chart, tails: alt.Chart, labels: alt.Chart | None, top: float, title: str) -> alt.LayerChart:
+    """Inner bins on the left axis, tails beyond ±1 on the right one: two scales, so that neither hides the other."""
+    x_scale = alt.Scale(domain=[-1.42, 1.42], nice=False)
+    x_axis = alt.Axis(values=[-1, -0.5, 0, 0.5, 1], title=title, grid=False)
+    where = [alt.Tooltip("name:N", title="tensor"), alt.Tooltip("layer:Q", title="layer")]
+    left = alt.Y("share:Q", title="share per bin", scale=alt.Scale(zero=True)).axis(
+        format="~%", tickCount=4, grid=False
+    )
+    right = alt.Y("share:Q", title="share beyond ±1", scale=alt.Scale(domain=[0, top])).axis(
+        format="~%", tickCount=4, grid=False, orient="right"
+    )
+    tip = [alt.Tooltip("r:Q", format=".3f"), alt.Tooltip("share:Q", title="share", format=".3%")]
+    middle = alt.X("r:Q", scale=x_scale, axis=x_axis)
+    edge = alt.X("x:Q", scale=x_scale, axis=x_axis)
+    drawn = inner.transform_filter("datum.kind == 'bin'").encode(y=left, tooltip=[*where, *tip])
+    drawn = drawn.encode(x=middle) if inner.mark.type == "line" else drawn.encode(x=edge, x2="x2:Q", y2=alt.datum(0))
+    beyond = alt.Tooltip("side:N", title="part")
+    bars = tails.transform_filter("datum.kind == 'tail'").encode(
+        x=edge, x2="x2:Q", y=right, y2=alt.datum(0), tooltip=[*where, beyond, tip[1]]
+    )
+    outer = [bars]
+    if labels is not None:
+        outer.append(labels.transform_filter("datum.kind == 'tail'").encode(x=middle, y=right))
+    return alt.layer(drawn, *([alt.layer(*outer)] if labels is not None else outer)).resolve_scale(y="independent")
+
+
+def tail_top(tails: pd.DataFrame) -> float:
+    """Top of the axis of the tails: one of a few round shares, so that neighbouring plots rarely differ in it."""
+    largest = float(tails["share"].max()) if len(tails) else 0.0
+    return next((top for top in (0.05, 0.1, 0.2, 0.5) if 1.15 * largest <= top), 1.0)

@@ -1,0 +1,153 @@
+"""Records -> tables that the charts draw: one row per cell of the module × layer board, per bin, per tail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sfn import anatomy, delta
+from sfn.figures import FIGURES
+
+if TYPE_CHECKING:
+    from sfn.pairs import Pair
+
+EMB, OUT = "emb", "out"  # columns of what has no layer: before the first and after the last
+KEYS = list(FIGURES)
+_BIN_CENTRES = np.linspace(-1.0, 1.0, 201)[:-1] + 0.005
+
+
+def tensors(pair: Pair) -> pd.DataFrame:
+    """One row per tensor of the pair, in anatomical order: where it stands on the board and whether it compares.
+
+    Columns: name, row (label of its board row), rank (place of that row, from 0), column ("emb", "0" …, "out"), layer,
+    block, part ("weight" or "bias"), expert, n, comparable, problem, explanation.
+    """
+    table = pd.DataFrame(
+        [
+            {
+                "name": row.name,
+                "row": row.part.row,
+                "column": _column(row.part),
+                "layer": row.part.layer,
+                "block": row.part.block,
+                "part": "bias" if row.part.parameter == "bias" else "weight",
+                "expert": row.part.expert,
+                "comparable": row.comparable,
+                "problem": row.problem,
+                "explanation": anatomy.explain(row.part),
+                "key": anatomy.sort_key(replace(row.part, layer=0) if row.part.layer is not None else row.part)[:4],
+            }
+            for row in pair.rows
+        ]
+    )
+    first = table.groupby("row")["key"].min().sort_values()
+    table["rank"] = table["row"].map({row: rank for rank, row in enumerate(first.index)})
+    return table.drop(columns="key")
+
+
+def _column(part: anatomy.Part) -> str:
+    if part.layer is not None:
+        return str(part.layer)
+    return EMB if part.block == "embedding" else OUT
+
+
+def board(frame: pd.DataFrame, deltas: pd.DataFrame, part: str = "weight") -> pd.DataFrame:
+    """One row per cell of the board: `tensors` of one part, with the figures measured so far (NaN where not yet).
+
+    A cell that holds several tensors (experts) shows them as one: the figures of all their elements together, except
+    cosine, which is their mean weighted by size. Its name is the tensor that moved furthest.
+
+    Columns: those of `tensors`, every figure, shape, n, tensors (number in the cell), measured (number so far), and
+    state: "measured", "waiting" or "apart" (cannot be compared; `problem` says why).
+    """
+    here = frame[frame["part"] == part].merge(deltas[["name", "shape", "n", "nonfinite", *KEYS]], on="name", how="left")
+    here["tensors"], here["measured"] = 1, here["n"].notna().astype(int)
+    if here.duplicated(["row", "column"]).any():
+        here = _together(here)
+    cases = [here["measured"] > 0, ~here["comparable"].astype(bool)]
+    here["state"] = np.select(cases, ["measured", "apart"], "waiting")
+    here["shape"] = here["shape"].fillna("")
+    return here.sort_values(["rank", "layer"], kind="stable").reset_index(drop=True)
+
+
+def _together(here: pd.DataFrame) -> pd.DataFrame:
+    """Several tensors of one cell as one row (`sfn.delta.aggregate`), under the name of the one that moved furthest."""
+    cell = ["row", "column"]
+    order = here.assign(furthest=here["l2_shift"].fillna(-1)).sort_values("furthest", ascending=False, kind="stable")
+    one = order.groupby(cell, sort=False).first().drop(columns=["furthest", "n", "nonfinite", *KEYS])
+    counts = here.groupby(cell, sort=False).agg(
+        tensors=("tensors", "sum"), measured=("measured", "sum"), comparable=("comparable", "any")
+    )
+    one[list(counts)] = counts.reindex(one.index)
+    pooled = delta.aggregate(here[here["measured"] > 0].itertuples(), cell)
+    figures = pd.DataFrame(
+        [{key: getattr(pool, key) for key in ("n", "nonfinite", *KEYS)} for pool in pooled],
+        index=pd.MultiIndex.from_tuples([pool.key for pool in pooled], names=cell),
+        columns=["n", "nonfinite", *KEYS],
+    )
+    one = one.join(figures).reset_index()
+    one["shape"] = one["shape"].where(one["tensors"] == 1, one["tensors"].astype(str) + " tensors")
+    return one
+
+
+def figures_only(deltas: pd.DataFrame) -> list[SimpleNamespace]:
+    """Rows of `Store.delta_table` as records that `sfn.delta.sentence` and `aggregate` read, without histograms."""
+    records = deltas.astype({"layer": object, "expert": object}).to_dict("records")
+    for record in records:
+        for field in ("layer", "expert"):
+            record[field] = None if pd.isna(record[field]) else int(record[field])
+    return [SimpleNamespace(**record) for record in records]
+
+
+def shown_layers(n_layers: int, every: int) -> tuple[int, ...]:
+    """Every `every`-th layer from 0; 0 picks a step that gives at most six."""
+    step = every or max(1, -(-n_layers // 6))
+    return tuple(range(0, n_layers, step))
+
+
+def bins(histograms: pd.DataFrame) -> pd.DataFrame:
+    """One row per inner bin of each histogram of `Store.histograms`.
+
+    Columns: name, row, layer, r (centre of the bin), share (of all the tensor's elements, in the bin of width 0.01).
+    """
+    if histograms.empty:
+        return pd.DataFrame({"name": [], "layer": [], "r": [], "share": []})
+    counts = np.stack(histograms["counts"].to_numpy())  # (tensors, 200)
+    many = counts.shape[1]
+    return pd.DataFrame(
+        {
+            "name": histograms["name"].repeat(many).to_numpy(),
+            "layer": histograms["layer"].astype("float").repeat(many).to_numpy(),
+            "r": np.tile(_BIN_CENTRES, len(histograms)),
+            "share": (counts / histograms["n"].to_numpy()[:, None]).ravel(),
+        }
+    )
+
+
+def tails(histograms: pd.DataFrame) -> pd.DataFrame:
+    """Two rows per histogram: what lies below −1 and above 1, as bars beside each other, outside the inner range.
+
+    Columns: name, layer, side ("below −1", "above 1"), x and x2 (edges of the bar on the axis of r), share, label.
+    """
+    many = max(1, len(histograms))
+    width = 0.24 / many
+    rows = []
+    for place, tensor in enumerate(histograms.itertuples()):
+        for side, left, count in (("below −1", -1.36, tensor.below), ("above 1", 1.12, tensor.above)):
+            share = count / tensor.n
+            rows.append(
+                {
+                    "name": tensor.name,
+                    "layer": None if pd.isna(tensor.layer) else float(tensor.layer),
+                    "side": side,
+                    "x": left + place * width,
+                    "x2": left + (place + 0.86) * width,
+                    "share": share,
+                    "label": f"{share:.1%}",
+                }
+            )
+    return pd.DataFrame(rows, columns=["name", "layer", "side", "x", "x2", "share", "label"])

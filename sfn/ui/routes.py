@@ -1,0 +1,32 @@
+"""Which pages there are, and links from one to another. Draws no page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from sfn.ui import state
+
+ROOT = Path(__file__).resolve().parents[2]
+TITLES = {"pair": "Pair", "delta": "Delta", "merge": "Merge", "history": "History"}  # in the order of the work
+HOME = "pair"
+
+
+def _file(name: str) -> Path:
+    return ROOT / "pages" / f"{name}.py"
+
+
+def pages() -> list[st.Page]:
+    """The pages that exist, in the order of the work."""
+    return [
+        st.Page(_file(name), title=title, url_path=name, default=name == HOME)
+        for name, title in TITLES.items()
+        if _file(name).exists()
+    ]
+
+
+def link(name: str, label: str, help: str | None = None) -> None:
+    """Draw a link to a page, with what this viewer has chosen for it; nothing where that page does not exist."""
+    if _file(name).exists():
+        st.page_link(str(_file(name)), label=label, query_params=state.link(name), help=help)
