@@ -42,8 +42,11 @@ def asked_backend() -> str | None:
 
 
 def found_backend() -> str:
-    """ "gpu" where an NVIDIA driver answers, else "cpu"."""
-    if Path("/proc/driver/nvidia/version").exists():
+    """ "gpu" where an NVIDIA GPU can be used, else "cpu".
+
+    A container shows its host's driver in /proc even where it may not use the GPU; the device tells.
+    """
+    if Path("/proc/driver/nvidia/version").exists() and Path("/dev/nvidiactl").exists():
         return "gpu"
     smi = shutil.which("nvidia-smi")
     works = smi and subprocess.run([smi, "-L"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
