@@ -1,0 +1,360 @@
+"""The vLLM engine: a vLLM server in a process of its own whose weights follow the recipe. Owns the server's life and
+what is said to it; does not own the process mechanics (`vllm_server`), nor the weights' way into vLLM (`vllm_worker`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shlex
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import sfn
+from sfn import recipes
+from sfn.checkpoints import text_config
+from sfn.engines import asking, hardware, orders, text, vllm_server
+from sfn.engines.base import Piece, Score, Status
+from sfn.errors import EngineError, SfnError
+from sfn.records import PromptMode, Sampling
+
+if TYPE_CHECKING:
+    from sfn.pairs import Pair
+    from sfn.recipes import Plan, Recipe
+
+# Longest context that is offered, so that one answer's keys and values fit: tokens, by device.
+_CONTEXT = {"cpu": 8192, "cuda": 32768}
+_START_S = 600.0
+_open_engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
+
+
+class VllmEngine:
+    """`sfn.engines.base.Engine` on a vLLM server.
+
+    Args:
+        device: "cpu" or "cuda", which must be what the installed vLLM was built for; None takes that.
+        dtype: None takes the dtype in which A is stored.
+
+    The environment variable SFN_VLLM_ARGS holds further arguments of `vllm serve`, which win over SfN's own
+    (`--tensor-parallel-size 2`, `--gpu-memory-utilization 0.5`, `--max-model-len 65536`).
+    """
+
+    def __init__(self, pair: Pair, *, device: str | None = None, dtype: str | None = None) -> None:
+        from sfn.engines import version_of
+
+        self._pair = pair
+        self._device = _device(device)
+        self._dtype = hardware.dtype_for("vllm", pair, self._device, dtype)
+        self._server: vllm_server.Server | None = None
+        self._speeches: dict[str, text.Speech] = {}
+        self._wanted: Recipe = recipes.Recipe()
+        self._plan: Plan | None = None
+        self._limit = _context(pair, self._device)
+        self._status = Status("vllm", version_of("vllm"), self._device, self._dtype, "stopped", None, None)
+        _open_engines.add(self)
+
+    @property
+    def status(self) -> Status:
+        status = self._status
+        if status.state in ("idle", "busy") and not self._alive():
+            return replace(
+                status,
+                state="dead",
+                recipe=None,
+                plan_key=None,
+                detail="vLLM's process ended; the next request starts it",
+            )
+        return status
+
+    def __enter__(self) -> VllmEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._end()
+        self._tell("stopped", recipe=None, plan_key=None)
+
+    def _end(self) -> None:
+        server, self._server, self._plan = self._server, None, None
+        if server is not None:
+            server.close()
+
+    def _alive(self) -> bool:
+        return self._server is not None and self._server.alive
+
+    def _tell(self, state: str, *, detail: str = "", **changes: object) -> None:
+        self._status = replace(self._status, state=state, detail=detail, **changes)
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def be(self, recipe: Recipe) -> None:
+        plan = recipes.resolve(recipe, self._pair)
+        self._wanted = recipe
+        alive = self._alive()
+        try:
+            if not alive or self._plan is None:
+                self._start(plan)
+            elif self._plan.key != plan.key:
+                self._swap(plan)
+        except BaseException as error:
+            self._end()
+            self._tell("dead", recipe=None, plan_key=None, detail=str(error))
+            raise
+        self._plan = plan
+        self._tell("idle", recipe=recipes.format(recipe), plan_key=plan.key)
+
+    def _start(self, plan: Plan) -> None:
+        """A new server that holds the plan's weights from the start, warmed up."""
+        self._end()
+        self._tell("starting", recipe=None, plan_key=None, detail="starting vLLM")
+        self._server = vllm_server.start(self._arguments(plan), _environment())
+        self._server.wait_ready(_START_S, lambda detail: self._tell("starting", detail=detail))
+        self._tell("starting", detail="warming up vLLM")
+        # First requests compile kernels (seconds): one of each kind, and the tokenizer is loaded meanwhile.
+        self._plan = plan
+        self._speech()
+        for temperature in (0.0, 1.0):
+            how = Sampling(max_tokens=2, temperature=temperature, top_p=0.9, top_k=5)
+            list(self._server.stream("/v1/completions", _answer_request([0, 0], how, 2, frozenset()), Event()))
+        self._server.call("POST", "/v1/completions", _score_request([0, 0]))
+
+    def _swap(self, plan: Plan) -> None:
+        """Other weights into the running server: pause, reload, drop what was computed with the old ones, resume."""
+        self._tell("loading", recipe=None, plan_key=None, detail=plan.sentence)
+        server = self._server
+        server.call("POST", "/pause?mode=abort")
+        swap = {"method": "sfn_become", "args": [orders.order(self._pair, plan)], "timeout": _START_S}
+        answer = server.call("POST", "/collective_rpc", swap)
+        for result in answer["results"]:  # one per worker
+            if "error" in result:
+                raise EngineError(
+                    f"vLLM could not put the weights of “{recipes.format(plan.recipe) or 'all A'}” in place: "
+                    f"{result['error']}. The next request starts it anew. Its log: {server.log}"
+                )
+        if not server.call("POST", "/reset_prefix_cache")["success"]:
+            raise EngineError("vLLM would not drop what it had computed with the old weights; it is started anew.")
+        server.call("POST", "/resume")
+
+    def _arguments(self, plan: Plan) -> list[str]:
+        untied: dict[str, Any] = {"tie_word_embeddings": False}
+        if isinstance(self._pair.a.config.get("text_config"), dict):
+            untied["text_config"] = {"tie_word_embeddings": False}
+        options = {
+            "--model": str(self._pair.a.folder),
+            "--served-model-name": vllm_server.MODEL,
+            "--load-format": "sfn",
+            "--model-loader-extra-config": json.dumps(orders.order(self._pair, plan)),
+            "--worker-extension-cls": "sfn.engines.vllm_worker.PairWorker",
+            "--hf-overrides": json.dumps(untied),
+            "--generation-config": "vllm",  # sampling comes from the request alone
+            "--dtype": self._dtype,
+            "--max-model-len": str(self._limit),
+            "--max-num-seqs": "8",
+            "--uvicorn-log-level": "warning",
+        }
+        if self._device == "cpu":
+            options["--kv-cache-memory-bytes"] = str(_kv_bytes(self._pair, self._limit))
+            options["--gpu-memory-utilization"] = "0.3"
+        # Without a prefix cache an answer does not depend on what was asked before. Graphs and compiled code are not
+        # used until hot-swapped weights are known to be right under them.
+        flags = ["--enforce-eager", "--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
+        own = [word for option in options.items() for word in option]
+        return [*own, *flags, *shlex.split(os.environ.get("SFN_VLLM_ARGS", ""))]
+
+    def _ready(self) -> text.Speech:
+        """A server that holds the wanted weights (after a death: a new one), and the speech of the head's side."""
+        if self._plan is None or not self._alive():
+            self.be(self._wanted)
+        return self._speech()
+
+    def _speech(self) -> text.Speech:
+        side = self._plan.tokenizer
+        if side not in self._speeches:
+            here = {"A": self._pair.a, "B": self._pair.b}[side]
+            self._speeches[side] = text.load(here.folder, here.label, extra_end_ids=text.end_ids(self._pair.a.folder))
+        return self._speeches[side]
+
+    # -- speaking --------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        mode: PromptMode = "plain",
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: tuple[str, ...] = (),
+        cancel: Event | None = None,
+    ) -> Iterator[Piece]:
+        how = asking.sampling(
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
+        )
+        speech = self._ready()
+        ids = speech.prompt_ids(prompt, mode)
+        count = asking.room(len(ids), self._limit, how.max_tokens)
+        return self._speak(speech, ids, how, count, cancel or Event())
+
+    def _speak(self, speech: text.Speech, ids: list[int], how: Sampling, count: int, cancel: Event) -> Iterator[Piece]:
+        started = time.perf_counter()
+        self._tell("busy")
+        answer = text.Answer(speech, ids, how.stop)
+        n = 0
+        try:
+            events = self._server.stream("/v1/completions", _answer_request(ids, how, count, speech.end_ids), cancel)
+            for event in events:
+                for choice in event["choices"]:
+                    new, finish = "", None
+                    for token in choice.get("token_ids") or ():
+                        n += 1
+                        more, ended = answer.push(token)
+                        new += more
+                        if ended:
+                            finish = "stop"
+                            break
+                    if finish is None and (finish := _finish(choice["finish_reason"])):
+                        new += answer.flush()
+                    if new or finish or choice.get("token_ids"):
+                        yield Piece(new, n, len(ids), time.perf_counter() - started, finish)
+                    if finish:
+                        events.close()
+                        return
+            yield Piece(answer.flush(), n, len(ids), time.perf_counter() - started, "cancelled")
+        except EngineError as error:
+            raise self._failed(error) from error
+        finally:
+            if self._status.state == "busy":
+                self._tell("idle")
+
+    def score(self, text: str, *, prompt: str = "", mode: PromptMode = "plain") -> Score:
+        speech = self._ready()
+        before, ids = speech.scored_ids(text, prompt, mode)
+        asking.score_length(len(before) + len(ids) + 1, self._limit)  # one token has to be generated
+        self._tell("busy")
+        try:
+            choice = self._server.call("POST", "/v1/completions", _score_request([*before, *ids]))["choices"][0]
+        except EngineError as error:
+            raise self._failed(error) from error
+        finally:
+            if self._status.state == "busy":
+                self._tell("idle")
+        pairs = list(zip([*before, *ids], choice["prompt_logprobs"], strict=True))[1:]
+        logprobs = tuple(float(entry[str(token)]["logprob"]) for token, entry in pairs[-len(ids) :])
+        texts = speech.token_texts(before, ids)
+        return Score(tuple(ids), texts[len(texts) - len(logprobs) :], logprobs)
+
+    def _failed(self, error: EngineError) -> EngineError:
+        """The error to raise: a refusal as it is; where the server died, its last words, and a dead engine."""
+        server = self._server
+        for _ in range(20):  # the connection breaks a moment before the process is gone
+            if server is None or not server.alive:
+                break
+            time.sleep(0.05)
+        else:
+            if self._healthy(server):
+                return error
+        self._end()
+        words = server.last_words() if server is not None else ""
+        self._tell("dead", recipe=None, plan_key=None, detail=str(error))
+        return EngineError(f"vLLM died while it answered ({error}); the next request starts it again. {words}")
+
+    @staticmethod
+    def _healthy(server: vllm_server.Server) -> bool:
+        try:
+            server.call("GET", "/health", timeout_s=10)
+        except SfnError:
+            return False
+        return True
+
+
+def _finish(reason: str | None) -> str | None:
+    """vLLM's reason in our words; an answer that vLLM itself aborted counts as cancelled."""
+    return {None: None, "stop": "stop", "length": "length"}.get(reason, "cancelled")
+
+
+def _answer_request(ids: list[int], how: Sampling, count: int, end_ids: frozenset[int]) -> dict[str, Any]:
+    """Tokens in, tokens out. Ends are the side's own, so A's, which vLLM knows, are switched off; stop strings are cut
+    by us, from text that our decoder makes."""
+    return {
+        "model": vllm_server.MODEL,
+        "prompt": ids,
+        "max_tokens": count,
+        "temperature": how.temperature,
+        "top_p": how.top_p,
+        "top_k": how.top_k,
+        "seed": how.seed % 2**63,
+        "ignore_eos": True,
+        "stop_token_ids": sorted(end_ids),
+        "return_token_ids": True,
+        "skip_special_tokens": False,
+        "stream": True,
+    }
+
+
+def _score_request(ids: list[int]) -> dict[str, Any]:
+    return {
+        "model": vllm_server.MODEL,
+        "prompt": ids,
+        "max_tokens": 1,
+        "temperature": 0,
+        "prompt_logprobs": 0,
+        "return_token_ids": True,
+    }
+
+
+def _device(wanted: str | None) -> str:
+    built_for = hardware.device_for("vllm")
+    if wanted is not None and wanted.partition(":")[0] != built_for:
+        raise EngineError(
+            f'The vLLM that is installed computes on "{built_for}", not on "{wanted}"; '
+            "the engine transformers takes any device."
+        )
+    return built_for
+
+
+def _context(pair: Pair, device: str) -> int:
+    """Longest context offered: the model's own, bounded; `--max-model-len` in SFN_VLLM_ARGS overrides it."""
+    words = shlex.split(os.environ.get("SFN_VLLM_ARGS", "").replace("--max-model-len=", "--max-model-len "))
+    if "--max-model-len" in words[:-1] and (length := words[words.index("--max-model-len") + 1]).isdigit():
+        return int(length)
+    return min(asking.context_limit(pair.a.config) or _CONTEXT[device], _CONTEXT[device])
+
+
+def _kv_bytes(pair: Pair, context: int) -> int:
+    """Memory for keys and values of two answers of full length, at least 128 MiB."""
+    config = text_config(pair.a.config)
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    width = int(config.get("head_dim") or int(config.get("hidden_size") or config.get("n_embd") or 1024) // heads)
+    layers = pair.n_layers
+    return max(128 * 2**20, 2 * context * layers * kv_heads * width * 2 * 4)
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(sfn.__file__).parents[1])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),  # vLLM's workers import sfn.engines.vllm_worker
+        "PYTHONUNBUFFERED": "1",
+        "VLLM_SERVER_DEV_MODE": "1",  # pause, collective_rpc, reset_prefix_cache
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "HF_HUB_OFFLINE": "1",  # both checkpoints are folders
+        "NO_COLOR": "1",
+    }
+
+
+@atexit.register
+def _close_all() -> None:
+    for engine in list(_open_engines):
+        engine.close()

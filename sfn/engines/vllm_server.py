@@ -1,0 +1,279 @@
+"""Starts, watches and ends one vLLM server process, and speaks HTTP with it over a private socket. Knows vLLM's command
+line and its endpoints; does not know pairs, recipes or prompts.
+
+The server listens on a Unix socket in a folder that only this user can enter: its development endpoints, which swapping
+needs, have no access control of their own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import sfn
+from sfn.engines import vllm_guard
+from sfn.errors import EngineError
+
+MODEL = "sfn"  # the name under which the model is served
+_KEPT_LOGS = 10
+_STAGES = (  # what the log says -> what a person reads
+    ("Application startup complete", "almost there"),
+    ("reading answers", "almost there"),
+    ("# GPU blocks", "preparing memory for answers"),
+    ("Loading weights took", "preparing memory for answers"),
+    ("Starting to load model", "loading the weights"),
+    ("Initializing a V1 LLM engine", "starting its processes"),
+)
+
+
+def cache_folder() -> Path:
+    """Where SfN writes: SFN_CACHE, or cache/ beside the package."""
+    return Path(os.environ.get("SFN_CACHE") or Path(sfn.__file__).parents[1] / "cache")
+
+
+class Server:
+    """A running vLLM server. Made by `start`, which returns before the server is ready; `wait_ready` waits."""
+
+    def __init__(self, guard: subprocess.Popen, folder: Path, record: Path, log: Path) -> None:
+        self._guard, self._folder, self._record, self.log = guard, folder, record, log
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return not self._closed and self._guard.poll() is None
+
+    def wait_ready(self, timeout_s: float, tell: Callable[[str], None]) -> None:
+        """Return once the server answers; `tell` hears what it does meanwhile. Raises EngineError, the server ended."""
+        started = time.monotonic()
+        while True:
+            elapsed = time.monotonic() - started
+            if not self.alive:
+                self._give_up("vLLM ended while it started")
+            if elapsed > timeout_s:
+                self._give_up(f"vLLM did not start within {timeout_s:.0f} s")
+            tell(f"starting vLLM: {self._stage()}, {elapsed:.0f} s (20 to 60 are usual)")
+            try:
+                self.call("GET", "/health", timeout_s=5)
+                return
+            except EngineError:
+                time.sleep(0.25)
+
+    def _give_up(self, what: str) -> None:
+        self.close()
+        raise EngineError(f"{what}: {self.last_words()}")
+
+    def _stage(self) -> str:
+        text = _tail(self.log, 20_000)
+        return next((told for mark, told in _STAGES if mark in text), "importing its libraries")
+
+    def last_words(self) -> str:
+        """The error in the log, if there is one, the last lines, and where the log is."""
+        lines = [line for line in map(_plain, _tail(self.log, 40_000).splitlines()) if line]
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        reason = errors[0] if errors else lines[-1] if lines else "it said nothing"
+        return f"{reason[:600]}\nThe last lines of its log ({self.log}):\n" + "\n".join(lines[-12:])
+
+    def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 600) -> Any:
+        """One request; the answer's JSON, or None. Raises EngineError for anything but success."""
+        connection = self._connect(timeout_s)
+        try:
+            connection.request(method, path, *_encoded(body))
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(f"vLLM does not answer ({path}): {error or type(error).__name__}") from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise EngineError(f"vLLM refused {path} ({response.status}): {_message(content)}")
+        return json.loads(content) if content else None
+
+    def stream(self, path: str, body: Any, cancel: Event) -> Iterator[dict[str, Any]]:
+        """Events of a streamed answer. Closing the generator, or `cancel`, aborts the request on the server too."""
+        connection = self._connect(timeout_s=3600)
+        events: SimpleQueue[dict[str, Any] | Exception | None] = SimpleQueue()
+        reader = Thread(target=_read_events, args=(connection, path, body, events), name="sfn-vllm-stream", daemon=True)
+        reader.start()
+        try:
+            while not cancel.is_set():
+                try:
+                    event = events.get(timeout=0.1)
+                except Empty:
+                    continue
+                if isinstance(event, Exception):
+                    raise EngineError(f"vLLM broke off the answer: {event or type(event).__name__}") from event
+                if event is None:
+                    return
+                yield event
+        finally:
+            _shut(connection)  # wakes the reader; the server sees the connection go and aborts the request
+            reader.join(timeout=5)
+
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        connection = _UnixConnection(str(self._folder / "http"), timeout=timeout_s)
+        try:
+            connection.connect()
+        except OSError as error:
+            raise EngineError(f"vLLM does not answer: {error}") from error
+        return connection
+
+    def close(self) -> None:
+        """End the server and everything it started; returns when they are gone."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._guard.stdin:
+            self._guard.stdin.close()  # the guard's sign to end everything
+        try:
+            self._guard.wait(timeout=2 * vllm_guard.GRACE_S + 2)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        _end_recorded(self._record)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def start(arguments: Sequence[str], environment: dict[str, str]) -> Server:
+    """Start `vllm serve` with `arguments`; first, end what an owner that was killed may have left behind."""
+    cache = cache_folder()
+    runs, logs = cache / "run", cache / "logs"
+    for folder in (runs, logs):
+        folder.mkdir(parents=True, exist_ok=True)
+    clean_up(runs)
+    for old in sorted(logs.glob("vllm-*.log"))[:-_KEPT_LOGS]:
+        old.unlink(missing_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="sfn-vllm-"))  # short: a socket's path must fit 107 bytes; mode 0700
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{folder.name.rpartition('-')[2]}"
+    log, record = logs / f"vllm-{stamp}.log", runs / f"vllm-{stamp}.json"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--uds", str(folder / "http"), *arguments]
+    with log.open("w", encoding="utf-8") as out:
+        out.write(f"{' '.join(command)}\n")
+        out.flush()
+        guard = subprocess.Popen(
+            [sys.executable, "-I", vllm_guard.__file__, str(record), *command],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,  # a Ctrl-C in the terminal is the owner's to handle
+        )
+    return Server(guard, folder, record, log)
+
+
+def clean_up(runs: Path) -> None:
+    """End the servers of owners that are gone, guards included; those of living owners are left alone."""
+    for record in runs.glob("vllm-*.json"):
+        content = _read_record(record)
+        if content.get("boot") == vllm_guard.boot_id() and _lives(content.get("owner")):
+            continue
+        _end_recorded(record)
+
+
+def _end_recorded(record: Path) -> None:
+    """End the session that `record` notes, if it still runs, and remove the record."""
+    content = _read_record(record)
+    if content.get("boot") == vllm_guard.boot_id() and content.get("session"):
+        vllm_guard.end_session(*content["session"])
+    record.unlink(missing_ok=True)
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _lives(process: list[int] | None) -> bool:
+    return bool(process) and vllm_guard.start_ticks(process[0]) == process[1] != 0
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _encoded(body: Any) -> tuple[bytes | None, dict[str, str]]:
+    return (None, {}) if body is None else (json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+def _read_events(connection: http.client.HTTPConnection, path: str, body: Any, events: SimpleQueue) -> None:
+    """Thread: put the server's events into `events`, then None, or what went wrong."""
+    try:
+        connection.request("POST", path, *_encoded(body))
+        response = connection.getresponse()
+        if response.status != 200:
+            raise EngineError(f"it refused {path} ({response.status}): {_message(response.read())}")
+        for line in response:
+            if not line.startswith(b"data: "):
+                continue
+            if line[6:].strip() == b"[DONE]":
+                events.put(None)
+                return
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise EngineError(str(event["error"].get("message", event["error"])))
+            events.put(event)
+        raise EngineError("the connection ended in the middle of it")
+    except Exception as error:  # handed to the one who waits for events
+        events.put(error)
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        try:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the server was faster
+    connection.close()
+
+
+def _message(content: bytes) -> str:
+    try:
+        error = json.loads(content)["error"]
+        return str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    except (ValueError, KeyError, TypeError):
+        return content[:300].decode("utf-8", "replace").strip() or "no reason given"
+
+
+def _tail(path: Path, size: int) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+_NOISE = re.compile(
+    r"\x1b\[[0-9;]*m|^\((?:APIServer|EngineCore|Worker)[^)]*\)\s*|^(?:INFO|WARNING|ERROR) \S+ \S+ (?=\[)"
+)
+
+
+def _plain(line: str) -> str:
+    """A log line without colours, process names and times."""
+    for _ in range(3):
+        line = _NOISE.sub("", line).strip()
+    return re.sub(r"^\[[\w./]+:\d+\] ?", "", line).strip()
