@@ -1,6 +1,6 @@
 """Every result that outlives a page: what is kept in one DuckDB file, and how it is found again. Nothing is computed.
 
-All queries are here; the file itself and its schema are `sfn.store_file`'s. Knows plain records (`sfn.records`) and
+All queries are here; the file itself and its schema are `sfn.store.file`'s. Knows plain records (`sfn.records`) and
 errors, no checkpoint and no page. One process holds the file at a time; inside it a `Store` may be used from any number
 of threads.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sfn.errors import StoreError
 from sfn.records import Generation, Histogram, HistogramForm, Question, Sampling, TensorDelta
-from sfn.store_file import explain, open_file, unusable
+from sfn.store.file import explain, open_file, unusable
 
 if TYPE_CHECKING:
     import duckdb
@@ -92,7 +92,7 @@ class SavedRecipe:
 def cache_folder() -> Path:
     """Where SfN writes: the folder that SFN_CACHE names, otherwise `cache/` of the project."""
     named = os.environ.get("SFN_CACHE", "").strip()
-    return Path(named).expanduser() if named else Path(__file__).resolve().parent.parent / "cache"
+    return Path(named).expanduser() if named else Path(__file__).resolve().parents[2] / "cache"
 
 
 def default_path() -> Path:
