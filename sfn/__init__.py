@@ -10,8 +10,8 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "anatomy", "checkpoints", "delta", "demo", "engines", "errors", "jobs", "pairs", "records", "recipes", "store",
-    "surgery", "workbench",
+    "anatomy", "checkpoints", "delta", "demo", "engine_room", "engines", "errors", "jobs", "pairs", "records",
+    "recipes", "store", "surgery", "workbench",
 )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfn import checkpoints, delta, pairs
-from sfn.jobs import EngineRoom, Job, Jobs
+from sfn.engine_room import EngineRoom
+from sfn.jobs import Job, Jobs
 from sfn.store import Store, default_path
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ class Engine(Protocol):
     """A model that can become any recipe of its pair, and speak.
 
     Created by `sfn.engines.open`; a context manager; `close()` may be called twice. Not thread-safe: one owner drives
-    it (`sfn.jobs`), but `status` may be read, and a generation's `cancel` event set, from any thread.
+    it (`sfn.engine_room`), but `status` may be read, and a generation's `cancel` event set, from any thread.
     """
 
     def be(self, recipe: Recipe) -> None:

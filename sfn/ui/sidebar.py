@@ -14,7 +14,8 @@ from sfn.errors import SfnError
 from sfn.ui import cached, failures, opening, routes, state, words
 
 if TYPE_CHECKING:
-    from sfn.jobs import EngineRoom, Job
+    from sfn.engine_room import EngineRoom
+    from sfn.jobs import Job
     from sfn.pairs import Pair
 
 _PRESENTER = "presenter"

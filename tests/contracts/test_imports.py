@@ -22,6 +22,7 @@ FLOORS = (
     {"demo"},
     {"engines"},
     {"jobs"},
+    {"engine_room"},
     {"workbench"},
     {"ui"},
     {"pages", "app"},

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from sfn import checkpoints, pairs, recipes, store
+from sfn.engine_room import EngineRoom
 from sfn.engines.base import Piece, Status
 from sfn.errors import EngineError, JobError
-from sfn.jobs import EngineRoom
 from sfn.records import Sampling
 from tests.builders import tiny_qwen2
 
@@ -90,7 +90,8 @@ def hold(ask):
 def test_an_answer_streams_and_is_kept(room, ask, pair):
     answer = wait(ask("o_proj@all=B"))
     assert (answer.state, answer.text, answer.n_tokens, answer.finish) == ("done", "o_proj@all=B" * 2, 2, "length")
-    assert answer.generation.question.recipe == "o_proj@all=B" and answer.tokens_per_s == pytest.approx(10)
+    assert answer.generation.question.recipe == "o_proj@all=B"
+    assert answer.tokens_per_s == pytest.approx(10)
     again = ask("o_proj @ 0-1 = b")
     assert (again.state, again.text) == ("stored", answer.text)
     assert ScriptedEngine.opened[0].became == ["o_proj@all=B"]
@@ -102,7 +103,7 @@ def test_fresh_computes_again(ask):
 
 
 def test_loaded_weights_are_served_first(ask):
-    held, engine = hold(ask)
+    _, engine = hold(ask)
     other, same = ask("o_proj@all=B", prompt="other"), ask("", prompt="same")
     engine.gate.set()
     wait(other), wait(same)
@@ -113,11 +114,13 @@ def test_position_and_shared_questions(room, ask):
     held, engine = hold(ask)
     first, second = ask(prompt="1"), ask(prompt="2")
     assert (room.position(held), room.position(first), room.position(second)) == (0, 1, 2)
-    assert ask(prompt="2", owner="you") is second and room.queue_length == 2
+    assert ask(prompt="2", owner="you") is second
+    assert room.queue_length == 2
     room.cancel(second, "me")
     assert second.active
     room.cancel(second, "you")
-    assert second.state == "cancelled" and room.queue_length == 1
+    assert second.state == "cancelled"
+    assert room.queue_length == 1
     engine.gate.set()
     assert wait(first).state == "done"
 
@@ -134,9 +137,11 @@ def test_cancel_in_mid_answer_is_kept_but_not_served(room, ask, pair):
 
 def test_a_dead_engine_fails_one_answer_and_is_replaced(room, ask):
     failed = wait(ask(prompt="die"))
-    assert failed.state == "failed" and "died" in failed.error
+    assert failed.state == "failed"
+    assert "died" in failed.error
     assert wait(ask(prompt="go on")).state == "done"
-    assert len(ScriptedEngine.opened) == 2 and ScriptedEngine.opened[0].closed
+    assert len(ScriptedEngine.opened) == 2
+    assert ScriptedEngine.opened[0].closed
 
 
 def test_an_engine_that_cannot_open_says_so(tmp_path, pair):

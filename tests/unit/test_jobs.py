@@ -27,7 +27,8 @@ def test_result_and_progress(jobs):
 
     job = wait(jobs.start("count", work, key="k", owner="me"))
     assert (job.state, job.result, job.share, job.unit) == ("done", 7, 1.0, "tensors")
-    assert job.finished_ago_s is not None and job.eta_s is None
+    assert job.finished_ago_s is not None
+    assert job.eta_s is None
 
 
 def test_same_key_is_joined_while_it_runs_and_started_anew_after(jobs):
@@ -67,7 +68,8 @@ def test_a_cancelled_job_is_not_joined(jobs):
     jobs.cancel(job.id, "me")
     again = jobs.start("one", lambda job: 3, key="same", owner="me")
     gate.set()
-    assert again is not job and wait(again).result == 3
+    assert again is not job
+    assert wait(again).result == 3
 
 
 def test_failures_are_sentences(jobs):
@@ -79,7 +81,8 @@ def test_failures_are_sentences(jobs):
 
     assert wait(jobs.start("a", known, key="a", owner="me")).error == "A has no layer 9."
     failed = wait(jobs.start("b", defect, key="b", owner="me"))
-    assert failed.state == "failed" and "ZeroDivisionError" in failed.error
+    assert failed.state == "failed"
+    assert "ZeroDivisionError" in failed.error
 
 
 def test_report_raises_once_cancelled(jobs):
@@ -102,4 +105,5 @@ def test_close_cancels_what_runs():
     job = room.start("endless", lambda job: [job.report(0, 1) or job.cancel_event.wait(0.01) for _ in iter(int, 1)],
                      key="e", owner="me")  # fmt: skip
     room.close()
-    assert job.state == "cancelled" and not room.active()
+    assert job.state == "cancelled"
+    assert not room.active()
