@@ -31,7 +31,7 @@ class Finding:
     means: str
 
 
-_SPELLINGS: dict[str, tuple[str, ...]] = {
+SPELLINGS: dict[str, tuple[str, ...]] = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
@@ -119,7 +119,7 @@ def config_findings(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
 
 def _setting(config: Mapping[str, object], setting: str) -> object:
     """The value under any of its spellings; what old configs leave to be inferred is inferred."""
-    for spelling in _SPELLINGS[setting]:
+    for spelling in SPELLINGS[setting]:
         if config.get(spelling) is not None:
             return config[spelling]
     if setting == "num_key_value_heads":

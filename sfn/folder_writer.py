@@ -1,0 +1,209 @@
+"""Writes a folder of safetensors so that it is either there and whole, or not there.
+
+Owns the temporary folder, the shards, their headers and index, and what happens on cancel, failure and kill. Knows
+tensors only as name, dtype, shape and a stream of bytes; what is in them is `surgery`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from threading import Event
+from typing import BinaryIO
+
+from sfn.errors import Cancelled, SurgeryError
+from sfn.headers import DTYPE_BITS, encode_header
+
+Progress = Callable[[int, int, str], None]  # (done bytes, total bytes, tensor name); may raise to stop the work
+Chunk = bytes | bytearray | memoryview
+
+MAX_SHARD_BYTES = 5_000_000_000
+INDEX_NAME = "model.safetensors.index.json"
+_SPARE_BYTES = 1 << 20  # headers, index and small files
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One tensor to be written: `chunks()` yields its bytes in order, in pieces that fit in memory."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[Chunk]]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+
+def write_folder(
+    target: Path,
+    tensors: Iterable[Outgoing],
+    metadata: Mapping[str, str],
+    small_files: Callable[[Path], None],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+    cancel: Event | None = None,
+) -> Path:
+    """Write shards, then what `small_files(folder)` writes, into a hidden folder beside `target`; then rename it.
+
+    Raises SurgeryError if `target` is there and not empty, or cannot be written; Cancelled when `cancel` is set. Either
+    way nothing is left. A killed process leaves a hidden folder without config.json and with a shard that ends too
+    early; the next write to the same target removes it.
+    """
+    target = Path(target).expanduser().absolute()
+    shards = split(tensors, max_shard_bytes)
+    total = sum(tensor.size_bytes for shard in shards for tensor in shard)
+    try:
+        _check_target(target, total)
+        with _partial_folder(target) as partial:
+            _write_shards(partial, shards, metadata, _Meter(target, total, progress, cancel))
+            small_files(partial)
+            _sync_files(partial)
+            if cancel is not None and cancel.is_set():
+                raise Cancelled(f"Writing {target} was cancelled; nothing was left there.")
+            os.rename(partial, target)  # atomic; fails if somebody has put something there meanwhile
+        _sync_folder(target.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SurgeryError(f"{target} could not be written: {reason}. Nothing was left there.") from error
+    return target
+
+
+def split(tensors: Iterable[Outgoing], max_shard_bytes: int) -> list[list[Outgoing]]:
+    """Tensors in the given order, cut into shards of at most `max_shard_bytes` (one larger tensor makes its own)."""
+    shards: list[list[Outgoing]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.size_bytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.size_bytes
+    for shard in shards:
+        shard.sort(key=lambda tensor: -DTYPE_BITS[tensor.dtype])  # wide dtypes first: every tensor is aligned
+    return shards
+
+
+class _Meter:
+    """Counts written bytes, reports them, and stops the work when it is cancelled."""
+
+    def __init__(self, target: Path, total: int, progress: Progress | None, cancel: Event | None) -> None:
+        self.target, self.total, self.progress, self.cancel, self.done = target, total, progress, cancel, 0
+
+    def add(self, count: int, name: str) -> None:
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled(f"Writing {self.target} was cancelled; nothing was left there.")
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total, name)
+
+
+def _check_target(target: Path, total: int) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise SurgeryError(f"{target} is there already and is not a folder. Choose another name.")
+    if target.is_dir() and any(target.iterdir()):
+        raise SurgeryError(f"{target} is there already and not empty; it is not overwritten. Choose another name.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if total + _SPARE_BYTES > free:
+        raise SurgeryError(
+            f"{target} needs {_size(total + _SPARE_BYTES)}, but only {_size(free)} are free there. Make room, or "
+            "choose a folder on another disk."
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target`, gone at the end unless it was renamed. Locked while its writer lives."""
+    _sweep(target)
+    partial = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:12]}"
+    partial.mkdir()
+    try:
+        with _locked(partial):
+            yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # nothing is there after a rename
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on `folder` that ends with the process; raises OSError if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed writers of the same target left: folders whose lock nobody holds."""
+    for stale in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        with contextlib.suppress(OSError), _locked(stale):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _write_shards(folder: Path, shards: list[list[Outgoing]], metadata: Mapping[str, str], meter: _Meter) -> None:
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with open(folder / name, "xb", buffering=0) as file:
+            _write_all(file, encode_header(((t.name, t.dtype, t.shape) for t in shard), metadata))
+            for tensor in shard:
+                _write_tensor(file, tensor, meter)
+            os.fsync(file.fileno())
+        weight_map |= {tensor.name: name for tensor in shard}
+    if len(shards) > 1:
+        content = {"metadata": {"total_size": meter.total}, "weight_map": weight_map}
+        (folder / INDEX_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tensor(file: BinaryIO, tensor: Outgoing, meter: _Meter) -> None:
+    written = 0
+    for chunk in tensor.chunks():
+        meter.add(0, tensor.name)  # a cancel is heard before the chunk is written
+        _write_all(file, chunk)
+        written += len(chunk)
+        meter.add(len(chunk), tensor.name)
+    assert written == tensor.size_bytes, f"{tensor.name}: {written} bytes of {tensor.size_bytes}"
+
+
+def _write_all(file: BinaryIO, chunk: Chunk) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]  # an unbuffered write may take less than it is given
+
+
+def _sync_files(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
