@@ -171,9 +171,10 @@ class StopCut:
     def push(self, text: str) -> tuple[str, bool]:
         """(text that may be shown, whether a stop string was met)."""
         self._held += text
-        met = min((i for s in self._stop if (i := self._held.find(s)) >= 0), default=-1)
-        if met >= 0:
-            shown, self._held = self._held[:met], ""
+        # The one that is complete first, so that it does not matter in which pieces a text comes.
+        met = min(((i + len(s), i) for s in self._stop if (i := self._held.find(s)) >= 0), default=None)
+        if met is not None:
+            shown, self._held = self._held[: met[1]], ""
             return shown, True
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
         cut = len(self._held) - keep
