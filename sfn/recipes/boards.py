@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sfn import anatomy
 from sfn.errors import RecipeError
-from sfn.recipes.grammar import Recipe, Rule, Source, Where, merge_ranges, parse
+from sfn.recipes.grammar import Recipe, Rule, Source, Where, merge_ranges, parse_source
 from sfn.recipes.plans import Plan, matches, plain_path, resolve
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def toggle(recipe: Recipe, pair: Pair, places: Iterable[Place], source: Source |
         RecipeError: a place that the pair does not have, or what `resolve` refuses.
     """
     if isinstance(source, str):
-        source = parse(f"x@all={source}").rules[0].source if source.strip().upper() != "A" else _A
+        source = parse_source(source)
     if source.kind == "remove":
         raise RecipeError("A cell cannot be removed, only a whole layer: write all@5=remove, or set the cell to zero.")
     sources = dict(resolve(recipe, pair).sources)
@@ -89,15 +89,36 @@ def compact(pair: Pair, sources: Mapping[str, Source]) -> Recipe:
     Raises:
         RecipeError: the grammar cannot say it: weight and bias of one module differ, or a layer is removed in part.
     """
-    removed = _removed(pair, sources)
-    rows = tuple(_rows(pair, sources, removed))
-    last = [Rule(("all",), merge_ranges(tuple((layer, layer) for layer in removed)), _REMOVE)] if removed else []
-    used = {source for row in rows for source in row.sources.values()} - {_A}
+    removed = dict.fromkeys(_removed(pair, sources), _REMOVE)
+    columns = _whole_layers(pair, sources)
     recipes = []
-    for start in [_A, *sorted(used, key=str)]:
-        first = [] if start == _A else [Rule(("all",), None, start)]
-        recipes.append(Recipe((*first, *_rules(rows, start, removed), *last)))
-    return min(recipes, key=lambda recipe: (len(str(recipe)), len(recipe.rules)))
+    for layers in [removed] if columns == removed else [removed, columns]:
+        rows = tuple(_rows(pair, sources, layers))
+        last = [Rule(("all",), _where(n for n in layers if layers[n] == each), each) for each in set(layers.values())]
+        used = {source for row in rows for source in row.sources.values()} - {_A}
+        for start in [_A, *sorted(used, key=str)]:
+            first = [] if start == _A else [Rule(("all",), None, start)]
+            recipes.append(Recipe((*first, *_rules(rows, start), *last)))
+    return min(recipes, key=_cost)
+
+
+def _cost(recipe: Recipe) -> tuple[int, int, str]:
+    """What it takes to read a recipe: names and ranges, and twice the rules; then its length."""
+    words = sum(len(rule.names) + len(rule.where or ()) + 2 for rule in recipe.rules)
+    return words, len(str(recipe)), str(recipe)
+
+
+def _where(layers: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    return merge_ranges(tuple((layer, layer) for layer in layers))
+
+
+def _whole_layers(pair: Pair, sources: Mapping[str, Source]) -> dict[int, Source]:
+    """Layers that come from one source as a whole, if that is not A."""
+    found: dict[int, set[Source]] = {}
+    for row in pair.rows:
+        if row.a is not None and row.part.layer is not None:
+            found.setdefault(row.part.layer, set()).add(sources.get(row.name, _A))
+    return {layer: next(iter(held)) for layer, held in found.items() if len(held) == 1 and held != {_A}}
 
 
 def _removed(pair: Pair, sources: Mapping[str, Source]) -> tuple[int, ...]:
@@ -113,9 +134,9 @@ def _removed(pair: Pair, sources: Mapping[str, Source]) -> tuple[int, ...]:
     return tuple(sorted(layer for layer, states in found.items() if layer is not None and True in states))
 
 
-def _rows(pair: Pair, sources: Mapping[str, Source], removed: tuple[int, ...]) -> Iterator[_Row]:
-    """The board's rows that are not gone, with a word that means just their tensors; a row whose experts differ in
-    their sources is one row for each expert."""
+def _rows(pair: Pair, sources: Mapping[str, Source], settled: Mapping[int, Source]) -> Iterator[_Row]:
+    """The board's rows outside the layers that are settled as a whole, each with a word that means just its tensors; a
+    row whose experts differ in their sources is one row for each expert."""
     parts = [row.part for row in pair.rows if row.a is not None]
     known = [row.part for row in pair.rows]
     by_row: dict[str, list[Part]] = {}
@@ -128,7 +149,7 @@ def _rows(pair: Pair, sources: Mapping[str, Source], removed: tuple[int, ...]) -
             by_layer = _by_layer(group, sources)
             if by_layer is None:
                 raise RecipeError(f"Weight and bias of {group[0].path} go together: a recipe cannot part them.")
-            kept = {layer: source for layer, source in by_layer.items() if layer not in removed}
+            kept = {layer: source for layer, source in by_layer.items() if layer not in settled}
             if kept:
                 yield _Row(_word(group, known), tuple(group), kept)
 
@@ -159,26 +180,27 @@ def _word(parts: list[Part], known: list[Part]) -> str:
         pieces = path.split(".")
         words += [".".join(pieces[-n:]) for n in range(2, len(pieces) + 1)]
     for word in words:
-        meant = {part.name for part in known if word not in anatomy.GROUPS and matches(word, part)}
-        if meant & {part.name for part in known if part.name in names} == names and not _strangers(meant, names, known):
+        if word in anatomy.GROUPS or word[:1].isdigit():
+            continue
+        meant = {part.name for part in known if matches(word, part)}
+        if names <= meant and not _strangers(meant, names, known):
             return word
     raise RecipeError(f"No word of a recipe means {first.path} alone in this pair: write the recipe by hand.")
 
 
 def _strangers(meant: set[str], names: set[str], known: list[Part]) -> bool:
     """Whether `meant` holds tensors of other modules; what only B has beside these (a bias) is no stranger."""
-    places = {(part.layer, part.path) for part in known if part.name in names}
-    paths = {path for _, path in places}
+    paths = {part.path for part in known if part.name in names}
     return any(part.name in meant - names and part.path not in paths for part in known)
 
 
-def _rules(rows: tuple[_Row, ...], start: Source, removed: tuple[int, ...]) -> list[Rule]:
+def _rules(rows: tuple[_Row, ...], start: Source) -> list[Rule]:
     """Rules that lead from `start` everywhere to the rows' sources: first what rows with exceptions are otherwise, then
     the rest, rows with the same layers and source together and by group where a whole group is meant."""
     first: list[Rule] = []
     wanted: dict[tuple[Where, Source], list[_Row]] = {}
     for row in rows:
-        for where, source in _assignments(row, start, removed):
+        for where, source in _assignments(row, start):
             if where is None and len(set(row.sources.values())) > 1:
                 first.append(Rule((row.word,), None, source))
             else:
@@ -189,7 +211,7 @@ def _rules(rows: tuple[_Row, ...], start: Source, removed: tuple[int, ...]) -> l
     return first + rest
 
 
-def _assignments(row: _Row, start: Source, removed: tuple[int, ...]) -> list[tuple[Where, Source]]:
+def _assignments(row: _Row, start: Source) -> list[tuple[Where, Source]]:
     """What has to be said about one row if all of it is `start` so far."""
     values = set(row.sources.values())
     if values == {start}:
@@ -205,7 +227,7 @@ def _assignments(row: _Row, start: Source, removed: tuple[int, ...]) -> list[tup
         if layer is not None and source != base:
             by_source.setdefault(source, []).append(layer)
     for source, layers in by_source.items():
-        said.append((merge_ranges(tuple((layer, layer) for layer in layers)), source))
+        said.append((_where(layers), source))
     return said
 
 
@@ -214,7 +236,8 @@ def _words(rows: tuple[_Row, ...], members: list[_Row], where: Where, source: So
     left = list(members)
     for group in _GROUPS:
         inside = [row for row in left if anatomy.in_group(row.parts[0], group)]
-        if len(inside) > 1 and all(_fits(row, where, source) for row in rows if anatomy.in_group(row.parts[0], group)):
+        enough = len(inside) > 1 or (inside and group in ("emb", "head"))
+        if enough and all(_fits(row, where, source) for row in rows if anatomy.in_group(row.parts[0], group)):
             yield group
             left = [row for row in left if row not in inside]
     for row in left:

@@ -188,7 +188,7 @@ def _parse_rule(text: str) -> Rule:
     if "@" in where:
         raise RecipeError(f"In {text!r} there are two '@': put ';' between rules, and ',' between names or layers.")
     names = [_check_name(word.strip(), text) for word in what.split(",")]
-    return Rule(tuple(names), _parse_where(where, text) if at else None, _parse_source(right.strip(), text))
+    return Rule(tuple(names), _parse_where(where, text) if at else None, parse_source(right, text))
 
 
 def _check_name(name: str, text: str) -> str:
@@ -220,7 +220,10 @@ def _parse_where(text: str, rule: str) -> Where:
     return tuple(ranges)
 
 
-def _parse_source(text: str, rule: str) -> Source:
+def parse_source(text: str, rule: str = "") -> Source:
+    """Read a source such as "B:0.5"; `rule` is the rule it stands in, for the RecipeError."""
+    text = text.strip()
+    rule = rule or text
     word, colon, value = (piece.strip() for piece in text.partition(":"))
     kind = word.lower()
     if kind == "b" and colon:
