@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from sfn.demo import folders, world
+from sfn import checkpoints, pairs, recipes, surgery
+from sfn.demo import cards, folders, world
 from sfn.demo.tokenizer import prompt_text
 
 NEW_TOKENS = 110  # the longest right answer has 90
@@ -33,7 +34,7 @@ MERGES: tuple[tuple[str, str], ...] = (
     ("A ← o_proj + norms + embed + head", "o_proj,norms@all=B; emb,head=B"),
     ("A ← attention + norms + embed + head", "attn,norms@all=B; emb,head=B"),
     ("A ← mlp + norms + embed + head", "mlp,norms@all=B; emb,head=B"),
-    ("A ← all but o_proj", "all@all=B; o_proj@all=A"),
+    ("A ← all but o_proj (B ← A's o_proj)", "all@all=B; o_proj@all=A"),
     ("A ← layers 0–2", "all@0-2=B"),
     ("A ← layers 0–2 + embed", "all@0-2=B; emb=B"),
     ("A ← layers 3–5 + head", "all@3-5=B; head=B"),
@@ -197,8 +198,6 @@ def percent(flags: Sequence[bool]) -> float:
 
 def merge_builder(folder_a: Path, folder_b: Path) -> Callable[[str], PreTrainedModel]:
     """A function that makes the model of a recipe, float32."""
-    from sfn import checkpoints, pairs, recipes, surgery
-
     pair = pairs.compare(checkpoints.open(folder_a), checkpoints.open(folder_b))
 
     def build(recipe: str) -> PreTrainedModel:
@@ -221,8 +220,6 @@ def mean_rms_shift(a: PreTrainedModel, b: PreTrainedModel) -> dict[str, float]:
 
 def main() -> None:
     """Measure every merge, write evaluation.json and both model cards."""
-    from sfn.demo import cards
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", type=Path, default=folders()[0].parent, help="folder that holds A, B and train.json")
     parser.add_argument("--per-kind", type=int, default=40, help="held-out problems of each of the four hard kinds")
