@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COLOUR_A, COLOUR_B, COLOUR_MERGED, COLOUR_DAMAGE = "#4C78A8", "#F58518", "#8A5FBF", "#6B7280"
 MAGNITUDES = "viridis"
+_SCHEME = alt.SchemeParams(name=MAGNITUDES, extent=[0.0, 0.93])  # its brightest yellow is too loud on white
 ROW_HEIGHT = 22  # pixels of one row of the board
 NORM_DASH = [4, 2]
 _FIT = alt.AutoSizeParams(type="fit-x", contains="padding")  # as wide as its place; the height is the plot's own
@@ -30,6 +31,7 @@ _LINE_COLOURS = (
 )  # fmt: skip
 _FAINT = {False: "#E6E8EB", True: "#2B3036"}  # a cell that is not measured yet, on light and on dark
 _INK = {False: "#1F2328", True: "#F0F3F6"}
+_ON_MOST = {False: "#FFFFFF", True: "#1F2328"}  # on the colour of the largest value
 _MUTED = {False: "#57606A", True: "#9BA5B0"}
 
 
@@ -55,6 +57,9 @@ def heatmap_table(board: pd.DataFrame, figure: str, *, log: bool, chosen: str = 
     table["value"] = _figure_value(board, spec, log)
     measured = board["state"] == "measured"
     table["sign"] = ""
+    if not log:
+        table["value"], beyond = _within_layers(table["value"], board["layer"].notna(), falls=spec.falls)
+        table.loc[beyond, "sign"] = "▲"
     table.loc[measured & table["value"].isna(), "sign"] = "0" if log else "–"
     table.loc[board["state"] == "apart", "sign"] = "×"
     table["chosen"] = [bool(chosen) and name == chosen for name in table["name"]]
@@ -66,6 +71,15 @@ def heatmap_table(board: pd.DataFrame, figure: str, *, log: bool, chosen: str = 
         for state, problem in zip(board["state"], board["problem"], strict=True)
     ]
     return table.drop(columns="problem")
+
+
+def _within_layers(value: pd.Series, inside: pd.Series, *, falls: bool) -> tuple[pd.Series, pd.Series]:
+    """Values cut at what the layers reach, so that a head that moved far does not flatten them, and which were cut."""
+    layers = value[inside].dropna()
+    if layers.empty:
+        return value, pd.Series(False, index=value.index)
+    edge = layers.min() if falls else layers.max()
+    return (value.clip(lower=edge), value < edge) if falls else (value.clip(upper=edge), value > edge)
 
 
 def place_name(column: str) -> str:
@@ -91,23 +105,24 @@ def heatmap(
 ) -> Chart:
     """Modules × layers, coloured by one figure (`heatmap_table`). A click selects the cell's tensor: parameter "cell".
 
-    Cells that are not measured yet are faint, those that cannot be compared carry ×, exact zeros on a log scale 0.
+    Cells that are not measured yet are faint; × cannot be compared, – is not defined, 0 is no change (log scale), ▲
+    lies beyond what the layers reach, where the linear scale ends.
     """
     spec = FIGURES[figure]
     title = spec.log_title if log else spec.title
     falls = spec.falls and not log
     x = alt.X("column:N", sort=None, scale=alt.Scale(domain=list(columns), paddingInner=0.06)).axis(
-        title="layer", labelAngle=0, labelOverlap="parity", ticks=False, domain=False, grid=False
+        title="layer", labelAngle=0, labelOverlap="parity", labelFlush=False, ticks=False, domain=False, grid=False
     )
     y = alt.Y("row:N", sort=None, scale=alt.Scale(domain=list(rows), paddingInner=0.08)).axis(
-        title="module", ticks=False, domain=False, labelLimit=190, labelPadding=6, grid=False
+        title="module", labelFlush=False, ticks=False, domain=False, labelLimit=190, labelPadding=6, grid=False
     )
     colour = alt.Color(
         "value:Q",
         title=title,
         scale=alt.Scale(
             type="log" if log else "linear",
-            scheme=MAGNITUDES,
+            scheme=_SCHEME,
             reverse=more_is_nearer(dark) != falls,
             zero=not spec.falls and not log,
             nice=False,
@@ -124,7 +139,7 @@ def heatmap(
         .mark_text(color=_MUTED[dark], fontSize=12)
         .encode(text="sign:N")
     )
-    cell = alt.selection_point(name="cell", fields=["name"], on="click", clear=False)
+    cell = alt.selection_point(name="cell", fields=["name"], on="click", clear=False, toggle="true")
     top = (
         base.mark_rect(fill="transparent", strokeWidth=2, cursor="pointer")
         .encode(
@@ -213,27 +228,19 @@ def ratio_title(form: str) -> str:
     return _RATIO[form]
 
 
-def histogram_table(bins: pd.DataFrame, tails: pd.DataFrame) -> pd.DataFrame:
-    """Bins and tails (`sfn.tables`) in one table, told apart by `kind`, so that one data set feeds a histogram."""
-    inner = bins.assign(kind="bin", x=bins["r"] - 0.005, x2=bins["r"] + 0.005, side="", label="")
-    return pd.concat([inner, tails.assign(kind="tail", r=(tails["x"] + tails["x2"]) / 2)], ignore_index=True)
-
-
-def histogram_small(table: pd.DataFrame, module: str, layers: Sequence[int], *, dark: bool, top: float) -> Chart:
+def histogram_small(table: pd.DataFrame, layers: Sequence[int], *, dark: bool, top: float) -> Chart:
     """One module's relative change, one line per shown layer (paper, figure 3); clipped tails as bars of their own.
 
     Args:
-        table: `histogram_table`. top: top of the right-hand axis, a share; the same for all modules, so that their
-            tails compare.
+        table: `sfn.tables.histogram_table`. The title, the module's name, is given where the chart is drawn.
+        top: top of the right-hand axis, a share; the same for all modules, so that their tails compare.
     """
     domain = [float(layer) for layer in layers]
-    scale = alt.Scale(domain=domain, scheme=MAGNITUDES, reverse=more_is_nearer(dark))
+    scale = alt.Scale(domain=domain, scheme=_SCHEME, reverse=more_is_nearer(dark))
     colour = alt.Color("layer:O", title="layer", scale=scale, legend=None)
     inner = alt.Chart(table).mark_line(strokeWidth=1.4, interpolate="step").encode(color=colour, detail="name:N")
     tails = alt.Chart(table).mark_rect().encode(color=colour)
-    return _tailed(inner, tails, None, top, "r").properties(
-        autosize=_FIT, height=140, title=alt.Title(module, fontSize=13)
-    )
+    return _tailed(inner, tails, None, top, "r").properties(autosize=_FIT, height=140, title="module")
 
 
 def histogram_one(table: pd.DataFrame, form: str, *, dark: bool, top: float) -> Chart:

@@ -14,6 +14,7 @@ from sfn.figures import FIGURES
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
+    from sfn.records import Histogram, TensorDelta
 
 EMB, OUT = "emb", "out"  # columns of what has no layer: before the first and after the last
 KEYS = list(FIGURES)
@@ -109,32 +110,70 @@ def shown_layers(n_layers: int, every: int) -> tuple[int, ...]:
     return tuple(range(0, n_layers, step))
 
 
-def bins(histograms: pd.DataFrame) -> pd.DataFrame:
-    """One row per inner bin of each histogram of `Store.histograms`.
+def histogram_grid(frame: pd.DataFrame, histograms: pd.DataFrame, part: str = "weight") -> dict[str, pd.DataFrame]:
+    """Row of the board -> `histogram_table` of its tensors; several tensors of one cell (experts) are counted together.
 
-    Columns: name, row, layer, r (centre of the bin), share (of all the tensor's elements, in the bin of width 0.01).
+    `histograms` as `Store.histograms` gives them; `frame` is `tensors` of the pair.
     """
-    if histograms.empty:
-        return pd.DataFrame({"name": [], "layer": [], "r": [], "share": []})
+    places = frame.loc[frame["part"] == part, ["name", "row"]]
+    here = histograms.merge(places, on="name")
+    return {row: histogram_table(_pooled(group)) for row, group in here.groupby("row", sort=False)}
+
+
+def _pooled(histograms: pd.DataFrame) -> pd.DataFrame:
+    """One histogram per layer."""
+    if not histograms.duplicated("layer").any():
+        return histograms
+    sums = histograms.groupby("layer", sort=False).agg(
+        name=("name", "first"), n=("n", "sum"), below=("below", "sum"), above=("above", "sum"),
+        counts=("counts", lambda counts: np.sum(np.stack(counts.to_numpy()), axis=0)),
+    )  # fmt: skip
+    return sums.reset_index()
+
+
+def one_histogram(found: TensorDelta, histogram: Histogram) -> pd.DataFrame:
+    """`histogram_table` of one tensor's histogram."""
+    one = pd.DataFrame(
+        {
+            "name": [found.name],
+            "layer": [found.layer],
+            "n": [found.n],
+            "counts": [np.asarray(histogram.inner)],
+            "below": [histogram.below],
+            "above": [histogram.above],
+        }
+    )
+    return histogram_table(one)
+
+
+def histogram_table(histograms: pd.DataFrame) -> pd.DataFrame:
+    """Bins and tails of histograms in one table, told apart by `kind`, so that one data set feeds a chart.
+
+    Columns: kind ("bin" or "tail"), name, layer, r (middle), x and x2 (edges), share (of all the tensor's elements),
+    and for tails side ("below −1", "above 1") and label (the share as text).
+    """
+    inner = _bins(histograms)
+    inner = inner.assign(kind="bin", x=inner["r"] - 0.005, x2=inner["r"] + 0.005, side="", label="")
+    outer = _tails(histograms)
+    return pd.concat([inner, outer.assign(kind="tail", r=(outer["x"] + outer["x2"]) / 2)], ignore_index=True)
+
+
+def _bins(histograms: pd.DataFrame) -> pd.DataFrame:
     counts = np.stack(histograms["counts"].to_numpy())  # (tensors, 200)
     many = counts.shape[1]
     return pd.DataFrame(
         {
             "name": histograms["name"].repeat(many).to_numpy(),
-            "layer": histograms["layer"].astype("float").repeat(many).to_numpy(),
+            "layer": histograms["layer"].astype("float64").repeat(many).to_numpy(),
             "r": np.tile(_BIN_CENTRES, len(histograms)),
             "share": (counts / histograms["n"].to_numpy()[:, None]).ravel(),
         }
     )
 
 
-def tails(histograms: pd.DataFrame) -> pd.DataFrame:
-    """Two rows per histogram: what lies below −1 and above 1, as bars beside each other, outside the inner range.
-
-    Columns: name, layer, side ("below −1", "above 1"), x and x2 (edges of the bar on the axis of r), share, label.
-    """
-    many = max(1, len(histograms))
-    width = 0.24 / many
+def _tails(histograms: pd.DataFrame) -> pd.DataFrame:
+    """Two bars per histogram, beside each other outside the inner range."""
+    width = 0.24 / len(histograms)
     rows = []
     for place, tensor in enumerate(histograms.itertuples()):
         for side, left, count in (("below −1", -1.36, tensor.below), ("above 1", 1.12, tensor.above)):
@@ -142,7 +181,7 @@ def tails(histograms: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {
                     "name": tensor.name,
-                    "layer": None if pd.isna(tensor.layer) else float(tensor.layer),
+                    "layer": float("nan") if pd.isna(tensor.layer) else float(tensor.layer),
                     "side": side,
                     "x": left + place * width,
                     "x2": left + (place + 0.86) * width,
@@ -150,4 +189,4 @@ def tails(histograms: pd.DataFrame) -> pd.DataFrame:
                     "label": f"{share:.1%}",
                 }
             )
-    return pd.DataFrame(rows, columns=["name", "layer", "side", "x", "x2", "share", "label"])
+    return pd.DataFrame(rows)

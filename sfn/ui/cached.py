@@ -13,7 +13,12 @@ import streamlit as st
 from sfn.errors import SfnError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from sfn.anatomy import Part
     from sfn.jobs import Job
+    from sfn.pairs import Pair
+    from sfn.records import HistogramForm
     from sfn.workbench import Workbench
 
 _lock = threading.Lock()
@@ -94,3 +99,60 @@ def chart_spec(name: str, options: tuple[Hashable, ...], more: tuple[Hashable, .
     chart = _draw(_table, *options, **dict(more))
     chart.data = Undefined
     return chart.to_dict()
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _tensors(pair_key: str, _pair: Pair) -> pd.DataFrame:
+    from sfn import tables
+
+    return tables.tensors(_pair)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def delta_table(pair_key: str, measured: int) -> pd.DataFrame:
+    """`Store.delta_table` of a pair of which `measured` tensors are in the store; what is stored never changes."""
+    return workbench().store.delta_table(pair_key)
+
+
+def board(pair: Pair, measured: int, part: str) -> pd.DataFrame:
+    """`sfn.tables.board` of a pair of which `measured` tensors are in the store."""
+    return _board(pair.key, measured, part, pair)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _board(pair_key: str, measured: int, part: str, _pair: Pair) -> pd.DataFrame:
+    from sfn import tables
+
+    return tables.board(_tensors(pair_key, _pair), delta_table(pair_key, measured), part)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def sentence(pair_key: str, measured: int, figure: str) -> str:
+    """What is seen in the pair by one figure, in words; "" where nothing is measured."""
+    from sfn import delta, tables
+
+    return delta.sentence(tables.figures_only(delta_table(pair_key, measured)), figure)
+
+
+def histogram_grid(
+    pair: Pair, measured: int, part: str, layers: tuple[int, ...], form: HistogramForm
+) -> dict[str, pd.DataFrame]:
+    """Row of the board -> `sfn.charts.histogram_table` of its tensors in these layers."""
+    return _histogram_grid(pair.key, measured, part, layers, form, pair)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _histogram_grid(
+    pair_key: str, measured: int, part: str, layers: tuple[int, ...], form: HistogramForm, _pair: Pair
+) -> dict[str, pd.DataFrame]:
+    from sfn import tables
+
+    found = workbench().store.histograms(pair_key, layers=list(layers), form=form)
+    return tables.histogram_grid(_tensors(pair_key, _pair), found, part)
+
+
+def explanation(part: Part) -> str:
+    """One plain sentence on what a tensor does."""
+    from sfn import anatomy
+
+    return anatomy.explain(part)

@@ -25,6 +25,7 @@ def show(
     table: pd.DataFrame,
     *options: Hashable,
     alt: str,
+    title: str | None = None,
     key: str | None = None,
     on_select: Callable[[], None] | None = None,
     selection: str | None = None,
@@ -33,10 +34,13 @@ def show(
     """Draw `draw(table, *options, **more)` (a function of `sfn.charts`) as wide as its place.
 
     Args:
-        alt: what a person who cannot see it is told. on_select: called when parameter `selection` changes; the
-            selection is then in `st.session_state[key]`.
+        title: in place of the chart's own, so that charts alike share one specification.
+        alt: what a person who cannot see it is told.
+        on_select: called when parameter `selection` changes; the selection is then in `st.session_state[key]`.
     """
     spec = cached.chart_spec(draw.__name__, options, tuple(sorted(more.items())), draw, table)
+    if title is not None:
+        spec["title"] = {"text": title, "fontSize": 13}
     if on_select is None:
         st.vega_lite_chart(table, spec, width="stretch", alt=alt, key=key)
     else:

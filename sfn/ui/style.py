@@ -28,6 +28,9 @@ _RULES = """
 .sfn-table [title] { cursor: help; }
 .sfn-differs td { font-weight: 600; } .sfn-differs td:last-child { opacity: 1; }
 .sfn-fit { margin: .9rem 0 .2rem; }
+.sfn-tensor { overflow-wrap: anywhere; }
+.sfn-figures th:first-child { width: 45%; }
+.sfn-figures td:last-child { width: auto; opacity: 1; text-align: right; }
 .sfn-finding { display: grid; grid-template-columns: 9.5rem 1fr; gap: .2rem 1rem; padding: .4rem 0;
   overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
 """

@@ -1,0 +1,147 @@
+"""The panel of one tensor on the page "Delta": its histogram with the tails apart, its figures with their formulas."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from sfn.figures import FIGURES
+from sfn.ui import cached, failures, plots, state
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sfn.pairs import Pair, TensorPair
+    from sfn.records import Histogram, TensorDelta
+
+_SIBLING = "_tensor_sibling"
+
+
+def draw(pair: Pair, board: pd.DataFrame, deltas: pd.DataFrame) -> None:
+    """The panel of the tensor that is chosen; nothing where none is."""
+    name = state.get("tensor")
+    if not name:
+        return
+    row = pair.by_name.get(name)
+    with st.container(border=True):
+        _head(pair, row, name)
+        if row is None:
+            failures.sentence(f"This pair has no tensor “{name}”. Click a cell of the board to open one that it has.")
+            return
+        if row.problem and not row.comparable:
+            failures.sentence(row.problem)
+            return
+        found = cached.workbench().store.delta(pair.key, name)
+        if found is None:
+            st.markdown("This tensor is not measured yet.")
+            return
+        left, right = st.columns([3, 2])
+        with left:
+            _histogram(found)
+        with right:
+            _figures(found)
+
+
+def _head(pair: Pair, row: TensorPair | None, name: str) -> None:
+    names = [other.name for other in pair.rows]
+    here = names.index(name) if row is not None else 0
+    title, siblings, before, after, close = st.columns([7, 2.4, 0.7, 0.7, 1.2], vertical_alignment="center")
+    title.html(f'<div class="sfn-tensor" title="{html.escape(name)}">{_title(row, name)}</div>')
+    if row is not None:
+        _siblings(siblings, pair, row)
+    before.button(
+        "‹", key="tensor_before", help="the tensor before", disabled=here == 0, on_click=_open, args=(names[here - 1],)
+    )
+    last = here == len(names) - 1
+    after.button(
+        "›", key="tensor_after", help="the tensor after", disabled=last, on_click=_open,
+        args=(names[here if last else here + 1],),
+    )  # fmt: skip
+    close.button("Close", key="tensor_close", on_click=_open, args=("",))
+
+
+def _open(name: str) -> None:
+    state.put("tensor", name)
+
+
+def _title(row: TensorPair | None, name: str) -> str:
+    if row is None:
+        return html.escape(name)
+    where = "" if row.part.layer is None else f"layer {row.part.layer} · "
+    expert = "" if row.part.expert is None else f" · expert {row.part.expert}"
+    info = row.a or row.b
+    shape = " × ".join(str(size) for size in info.shape) if info else ""
+    return (
+        f"<b>{where}{html.escape(row.part.row)}{expert}</b> · {html.escape(row.part.parameter)} ({shape})"
+        f'<div class="sfn-muted">{html.escape(cached.explanation(row.part))}</div>'
+    )
+
+
+def _siblings(place: st.delta_generator.DeltaGenerator, pair: Pair, row: TensorPair) -> None:
+    """Weight, bias and experts of the same cell, where there is more than one."""
+    cell = (row.part.row, row.part.layer)
+    same = [other for other in pair.rows if (other.part.row, other.part.layer) == cell]
+    if len(same) < 2:
+        return
+    labels = {
+        other.name: other.part.parameter + ("" if other.part.expert is None else f" of expert {other.part.expert}")
+        for other in same
+    }
+    st.session_state[_SIBLING] = row.name
+    place.selectbox(
+        "Part of this module",
+        list(labels),
+        key=_SIBLING,
+        format_func=labels.__getitem__,
+        label_visibility="collapsed",
+        on_change=lambda: _open(st.session_state[_SIBLING]),
+    )
+
+
+def _histogram(found: TensorDelta) -> None:
+    from sfn import charts, tables
+
+    form = state.get("form")
+    histogram = found.histogram if form == "script" else found.histogram_paper
+    table = tables.one_histogram(found, histogram)
+    plots.show(
+        charts.histogram_one,
+        table,
+        form,
+        dark=plots.dark(),
+        top=charts.tail_top(table[table["kind"] == "tail"]),
+        alt=f"Histogram of the relative change of {found.name}: {_shares(histogram, found.n)}.",
+    )
+    st.caption(failures.escaped(_shares(histogram, found.n)))
+
+
+def _shares(histogram: Histogram, n: int) -> str:
+    words = [
+        f"{sum(histogram.inner) / n:.2%} within ±1",
+        f"{histogram.below / n:.2%} below −1",
+        f"{histogram.above / n:.2%} above 1",
+        f"{histogram.zeros / n:.2%} where w_A = 0 (in no bin)",
+    ]
+    if histogram.nonfinite:
+        words.append(f"{histogram.nonfinite / n:.2%} NaN or infinite (in no bin)")
+    return " · ".join(words)
+
+
+def _figures(found: TensorDelta) -> None:
+    lines = [
+        (figure.title, f"{figure.formula}. {figure.meaning}", figure.write(getattr(found, figure.key)))
+        for figure in FIGURES.values()
+    ]
+    lines += [
+        ("elements", "Number of elements, n.", f"{found.n:,}"),
+        ("stored as", "Number format in A and in B.", f"{found.dtype_a} → {found.dtype_b}"),
+    ]
+    if found.nonfinite:
+        lines.append(("not finite", "Elements that are NaN or infinite on either side.", f"{found.nonfinite:,}"))
+    cells = "".join(
+        f'<tr title="{html.escape(formula)}"><th scope="row">{title}</th><td>{html.escape(value)}</td></tr>'
+        for title, formula, value in lines
+    )
+    st.html(f'<table class="sfn-table sfn-figures"><tbody>{cells}</tbody></table>')
