@@ -327,7 +327,9 @@ class Store:
 
     def _frame(self, sql: str, values: Sequence[object] = ()) -> pandas.DataFrame:
         with self._cursor() as cursor:
-            return cursor.execute(sql, [_bindable(v) for v in values]).df()
+            cursor.execute(sql, [_bindable(v) for v in values])
+            texts = [name for name, kind, *_ in cursor.description if kind == "VARCHAR"]
+            return cursor.df().astype(dict.fromkeys(texts, "str"))  # an empty column would come as `object`
 
     def _write(self, *statements: Statement) -> list[tuple[Any, ...]]:
         """All statements in one transaction; what the last of them returns."""

@@ -168,9 +168,12 @@ def _migrate(connection: duckdb.DuckDBPyConnection, version: int) -> None:
 
 
 def _copy_before_migration(path: Path, version: int) -> None:
+    """Copy the closed file, and the log beside it where closing could not fold it in."""
     copy = _free_name(path, f"schema-{version}")
     try:
         shutil.copy2(path, copy)
+        if _log(path).exists():
+            shutil.copy2(_log(path), _log(copy))
     except OSError as error:
         raise StoreError(
             f"The results in {path} need a new schema, but the copy {copy} that is kept first cannot be written "
@@ -183,9 +186,8 @@ def _set_aside(path: Path, reason: str) -> str:
     aside = _free_name(path, "damaged")
     try:
         path.rename(aside)
-        log = path.with_name(path.name + ".wal")
-        if log.exists():
-            log.rename(aside.with_name(aside.name + ".wal"))
+        if _log(path).exists():
+            _log(path).rename(_log(aside))
     except OSError as error:
         raise StoreError(
             f"The results database {path} is damaged and cannot be set aside ({error.strerror}); move it away by hand."
@@ -194,6 +196,11 @@ def _set_aside(path: Path, reason: str) -> str:
         f"The results database was damaged ({reason}), so it was set aside as {aside} and an empty one was begun; "
         "nothing was deleted, and results are computed again when they are asked for."
     )
+
+
+def _log(path: Path) -> Path:
+    """DuckDB's write-ahead log of a file."""
+    return path.with_name(path.name + ".wal")
 
 
 def _free_name(path: Path, word: str) -> Path:
