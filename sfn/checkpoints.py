@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -21,8 +20,11 @@ from sfn.anatomy import parse
 from sfn.errors import CheckpointError
 from sfn.fingerprints import Memo, Progress, fingerprint
 from sfn.headers import DTYPE_BITS, FileState, TensorInfo, read_header
+from sfn.mapped_memory import map_range
 
 if TYPE_CHECKING:
+    import ctypes
+
     import torch
 
 __all__ = ["Checkpoint", "TensorInfo", "open", "text_config"]
@@ -134,8 +136,9 @@ class Checkpoint:
         """
         if self.head_name is not None or self.embedding_name is None:
             return False
-        flags = (part.get("tie_word_embeddings") for part in (text_config(self.config), self.config))
-        return next((bool(flag) for flag in flags if flag is not None), True)
+        flags = [part.get("tie_word_embeddings") for part in (text_config(self.config), self.config)]
+        given = [bool(flag) for flag in flags if flag is not None]
+        return any(given) or not given
 
     @property
     def shards(self) -> tuple[Path, ...]:
@@ -205,8 +208,7 @@ class Checkpoint:
             return torch.empty(shape, dtype=dtype)
         # A copy also where the bytes are not aligned to their dtype, as in a file that mixes widths carelessly.
         copy = copy or start % dtype.itemsize != 0
-        data = self.read_bytes(info, start, end) if copy else self._map(info, start, end)
-        skipped = 0 if copy else start % mmap.ALLOCATIONGRANULARITY
+        data, skipped = (self.read_bytes(info, start, end), 0) if copy else self._map(info, start, end)
         return torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=skipped).reshape(shape)
 
     def _open_file(self, info: TensorInfo) -> int:
@@ -224,19 +226,14 @@ class Checkpoint:
             )
         return descriptor
 
-    def _map(self, info: TensorInfo, start: int, end: int) -> mmap.mmap:
-        """Private mapping of the pages around the range; lives as long as the tensor over it."""
+    def _map(self, info: TensorInfo, start: int, end: int) -> tuple[ctypes.Array[ctypes.c_char], int]:
+        """Memory over the pages around the range, living as long as the tensor over it, and where the range begins."""
         descriptor = self._open_file(info)
-        origin = start - start % mmap.ALLOCATIONGRANULARITY
-        # Private and writable: torch wants a writable buffer, and a write must not reach the file. NORESERVE: a mapping
-        # larger than free memory is no claim on memory.
-        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
         try:
-            return mmap.mmap(descriptor, end - origin, flags, mmap.PROT_READ | mmap.PROT_WRITE, offset=origin)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{info.file}, tensor {info.name!r}: cannot be mapped into memory: {error}."
-            ) from error
+            return map_range(descriptor, start, end)
+        except OSError as error:
+            where = f"{info.file}, tensor {info.name!r}"
+            raise CheckpointError(f"{where}: cannot be mapped into memory: {error.strerror}.") from error
         finally:
             os.close(descriptor)
 

@@ -62,11 +62,13 @@ def write_folder(
     way nothing is left. A killed process leaves a hidden folder without config.json and with a shard that ends too
     early; the next write to the same target removes it.
     """
-    target = Path(target).expanduser().absolute()
+    tensors = list(tensors)
     shards = split(tensors, max_shard_bytes)
-    total = sum(tensor.size_bytes for shard in shards for tensor in shard)
+    total = sum(tensor.size_bytes for tensor in tensors)
+    check_target(target, tensors)
+    target = target.expanduser().absolute()
     try:
-        _check_target(target, total)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with _partial_folder(target) as partial:
             _write_shards(partial, shards, metadata, _Meter(target, total, progress, cancel))
             small_files(partial)
@@ -110,17 +112,25 @@ class _Meter:
             self.progress(self.done, self.total, name)
 
 
-def _check_target(target: Path, total: int) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise SurgeryError(f"{target} is there already and is not a folder. Choose another name.")
-    if target.is_dir() and any(target.iterdir()):
-        raise SurgeryError(f"{target} is there already and not empty; it is not overwritten. Choose another name.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if total + _SPARE_BYTES > free:
+def check_target(target: Path, tensors: Iterable[Outgoing]) -> None:
+    """Raises SurgeryError if `target` is there already (an empty folder may be), or too little room is left for it."""
+    target = target.expanduser().absolute()
+    needed = sum(tensor.size_bytes for tensor in tensors) + _SPARE_BYTES
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise SurgeryError(f"{target} is there already and is not a folder. Choose another name.")
+        if target.is_dir() and any(target.iterdir()):
+            raise SurgeryError(f"{target} is there already and not empty; it is not overwritten. Choose another name.")
+        above = next(folder for folder in target.parents if folder.exists())
+        if not above.is_dir():
+            raise SurgeryError(f"{target} cannot be written: {above} is a file. Choose another folder.")
+        free = shutil.disk_usage(above).free
+    except OSError as error:
+        raise SurgeryError(f"{target} cannot be written: {error.strerror or error}. Choose another folder.") from error
+    if needed > free:
         raise SurgeryError(
-            f"{target} needs {_size(total + _SPARE_BYTES)}, but only {_size(free)} are free there. Make room, or "
-            "choose a folder on another disk."
+            f"{target} needs {_size(needed)}, but only {_size(free)} are free there. Make room, or choose a folder on "
+            "another disk."
         )
 
 

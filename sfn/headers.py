@@ -19,6 +19,7 @@ from typing import NamedTuple
 from sfn.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
+MAX_DIMENSIONS = 64  # numpy's limit
 DTYPE_BITS: dict[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -110,6 +111,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the name {key!r} stands in it twice")
+        key.encode()  # half a surrogate pair is legal in JSON, but no text: UnicodeEncodeError is a ValueError
         found[key] = value
     return found
 
@@ -128,13 +130,29 @@ def _parse_json(file: Path, raw: bytes) -> dict[str, object]:
 def _checked_metadata(file: Path, metadata: object) -> dict[str, str]:
     if metadata is None:
         return {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(_is_text, metadata.values())):
         raise CheckpointError(f"{file} has a `__metadata__` that is not a table of texts. The file is damaged.")
     return metadata
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**64  # type(), since True is an int to isinstance
+    return type(value) is int and 0 <= value < 2**63  # type(), since True is an int to isinstance
+
+
+def _is_shape(shape: object) -> bool:
+    """Sizes whose product without zeros fits in 63 bits, since torch multiplies them for its strides."""
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        return False
+    return all(map(_is_count, shape)) and prod(size for size in shape if size) < 2**63
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _entry(file: Path, name: str, entry: object, origin: int) -> TensorInfo:
@@ -143,11 +161,13 @@ def _entry(file: Path, name: str, entry: object, origin: int) -> TensorInfo:
         raise CheckpointError(f"{where}: the header has no dtype, shape and data_offsets for it. The file is damaged.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{where}: unknown dtype {dtype!r}. Known are {', '.join(DTYPE_BITS)}.")
-    if not isinstance(shape, list) or not all(map(_is_count, shape)):
-        raise CheckpointError(f"{where}: shape {shape!r} is not a list of whole numbers from 0.")
+        raise CheckpointError(f"{where}: unknown dtype {_short(dtype)}. Known are {', '.join(DTYPE_BITS)}.")
+    if not _is_shape(shape):
+        raise CheckpointError(
+            f"{where}: shape {_short(shape)} is not a list of up to {MAX_DIMENSIONS} sizes with a product below 2^63."
+        )
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise CheckpointError(f"{where}: data_offsets {offsets!r} are not two whole numbers from 0.")
+        raise CheckpointError(f"{where}: data_offsets {_short(offsets)} are not two whole numbers from 0.")
     start, end = offsets
     bits = prod(shape) * DTYPE_BITS[dtype]
     if bits != 8 * (end - start):

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sfn.checkpoints import TOKENIZER_FILES, Checkpoint, small_files, text_config
+from sfn.checkpoints import TOKENIZER_FILES, Checkpoint, read_json, small_files, text_config
 from sfn.differences import SPELLINGS
 from sfn.errors import SurgeryError
 
@@ -53,14 +53,16 @@ def merged_config(
     if gone := sorted(set(removed)):
         _remove_layers(inner, gone, a)
     if speaker is not a:
-        _take_token_ids(inner, text_config(speaker.config))
+        _take_token_ids(config, inner, speaker)
     return config
 
 
-def _take_token_ids(config: dict[str, object], speaker: Mapping[str, object]) -> None:
+def _take_token_ids(config: dict[str, object], inner: dict[str, object], speaker: Checkpoint) -> None:
+    """Start, end and padding token as the speaking side has them, wherever the config names them."""
     for key in _TOKEN_IDS:
-        if key in speaker:
-            config[key] = speaker[key]
+        for own, theirs in ((config, speaker.config), (inner, text_config(speaker.config))):
+            if key in theirs and (key in own or own is inner):
+                own[key] = theirs[key]
 
 
 def _remove_layers(config: dict[str, object], gone: list[int], a: Checkpoint) -> None:
@@ -100,6 +102,8 @@ def write_small_files(folder: Path, a: Checkpoint, speaker: Checkpoint, config: 
     own = [a.folder / name for name in _PROCESSORS]
     if "auto_map" in config:  # a model whose code comes with it
         own += sorted(a.folder.glob("*.py"))
+    if "auto_map" in read_json(speaker.folder / "tokenizer_config.json"):  # a tokenizer whose code comes with it
+        own += sorted(speaker.folder.glob("tokeniz*.py"))
     for file in own:
         if file.is_file():
             shutil.copyfile(file, folder / file.name)

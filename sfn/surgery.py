@@ -24,7 +24,7 @@ from sfn.anatomy import Part, parse
 from sfn.checkpoints import TensorInfo
 from sfn.errors import Cancelled, SurgeryError
 from sfn.fingerprints import Memo
-from sfn.folder_writer import MAX_SHARD_BYTES, Chunk, Outgoing, Progress, write_folder
+from sfn.folder_writer import MAX_SHARD_BYTES, Chunk, Outgoing, Progress, check_target, write_folder
 from sfn.merged_config import merged_config, write_json, write_small_files
 from sfn.pairs import PLAIN_FLOATS, Pair, Side
 from sfn.recipes import Plan, Recipe, Source
@@ -63,8 +63,11 @@ def build(pair: Pair, name: str, source: Source) -> torch.Tensor:
         return pair.read("A", name)
     if source.kind == "B" and pair.info("B", name).dtype == info.dtype:  # type: ignore[union-attr]  # checked
         return pair.read("B", name)
-    blocks = list(_blocks(pair, name, source))
-    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).reshape(info.shape)
+    tensor = torch.empty(info.shape, dtype=pair.read_rows("A", name, 0, 0).dtype)
+    rows = tensor.reshape(info.shape or (1,))  # a view
+    for place, block in zip(_row_blocks(info), _blocks(pair, name, source), strict=True):
+        rows[place.start : place.stop] = block
+    return tensor
 
 
 def live_sources(pair: Pair, plan: Plan) -> Mapping[str, Source]:
@@ -104,17 +107,17 @@ def write(
     Raises RecipeError (does not fit the pair), SurgeryError (folder there and not empty, disk full, not writable),
     CheckpointError (a source file changed), Cancelled.
     """
+    folder = Path(folder)
     plan = recipes.resolve(recipe, pair)
     tied = _stays_tied(pair, plan)
     tensors = list(_outgoing(pair, plan, tied))
-    if not tensors:
-        raise SurgeryError(f"The recipe {recipes.format(recipe)!r} leaves nothing of the model.")
+    check_target(folder, tensors)  # before the checkpoints are read for their fingerprints
     speaker = pair.checkpoint(plan.tokenizer)
     dtypes = Counter[str]()
     for tensor in tensors:
         dtypes[tensor.dtype] += tensor.size_bytes
     config = merged_config(pair.a, speaker, tied=tied, removed=plan.removed, dtype=dtypes.most_common(1)[0][0])
-    origin = _origin(pair, plan, cancel, memo)
+    origin = _origin(pair, plan, folder, cancel, memo, progress)
 
     def small_files(place: Path) -> None:
         write_json(place / RECIPE_NAME, origin)
@@ -122,7 +125,7 @@ def write(
 
     metadata = {"format": "pt", "sfn_recipe": recipes.format(plan.recipe), "sfn_pair": pair.label, "sfn_plan": plan.key}
     return write_folder(
-        Path(folder), tensors, metadata, small_files, max_shard_bytes=max_shard_bytes, progress=progress, cancel=cancel
+        folder, tensors, metadata, small_files, max_shard_bytes=max_shard_bytes, progress=progress, cancel=cancel
     )
 
 
@@ -253,12 +256,19 @@ def _chunks(pair: Pair, name: str, source: Source) -> Iterator[Chunk]:
         yield memoryview(block.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _origin(pair: Pair, plan: Plan, cancel: Event | None, memo: Memo | None) -> dict[str, object]:
-    """What sfn_recipe.json says: from what, by what and when the checkpoint was made."""
+def _origin(
+    pair: Pair, plan: Plan, folder: Path, cancel: Event | None, memo: Memo | None, progress: Progress | None
+) -> dict[str, object]:
+    """What sfn_recipe.json says: from what, by what and when the checkpoint was made.
+
+    Reads both checkpoints once, unless their fingerprints are known; nothing is written yet, so that progress stays 0.
+    """
 
     def listen(done: int, total: int, name: str) -> None:
         if cancel is not None and cancel.is_set():
-            raise Cancelled("Writing was cancelled before it began; nothing was left.")
+            raise Cancelled(f"Writing {folder} was cancelled before it began; nothing was left there.")
+        if progress is not None and total:
+            progress(0, total, f"reading {name} ({100 * done // total} %)")
 
     listen(0, 0, "")
     memo = {} if memo is None else memo
