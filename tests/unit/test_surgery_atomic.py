@@ -145,10 +145,25 @@ def test_places_where_nobody_can_write(pair: pairs.Pair, out: Path) -> None:
     (out / "file").write_text("")
     with pytest.raises(SurgeryError, match=r"file is a file. Choose another folder"):
         surgery.write(pair, RECIPE, out / "file" / "m")
-    with pytest.raises(SurgeryError, match=r"/proc/m could not be written"):
+    with pytest.raises(SurgeryError, match=r"/proc/m needs 1.1 MB, but only 0.0 MB are free"):
         surgery.write(pair, RECIPE, Path("/proc/m"))
     with pytest.raises(SurgeryError, match="File name too long"):
         surgery.write(pair, RECIPE, out / ("x" * 300))
+
+
+def test_a_folder_without_permission(pair: pairs.Pair, out: Path) -> None:
+    pair.key  # reading is over before the right to is gone
+    out.chmod(0o500)
+    user = os.geteuid()
+    if user == 0:  # root may write anywhere
+        os.seteuid(65534)
+    try:
+        with pytest.raises(SurgeryError, match="Permission denied"):
+            surgery.write(pair, RECIPE, out / "m")
+    finally:
+        os.seteuid(user)
+        out.chmod(0o700)
+    assert left_in(out) == []
 
 
 KILLED = """
