@@ -136,8 +136,11 @@ def heatmap(
     measured = base.transform_filter("isValid(datum.value)").mark_rect().encode(color=colour)
     signs = (
         base.transform_filter("isValid(datum.sign) && datum.sign != ''")
-        .mark_text(color=_MUTED[dark], fontSize=12)
-        .encode(text="sign:N")
+        .mark_text(fontSize=12)
+        .encode(
+            text="sign:N",
+            color=alt.condition("datum.sign == '▲'", alt.value(_ON_MOST[dark]), alt.value(_MUTED[dark])),
+        )
     )
     cell = alt.selection_point(name="cell", fields=["name"], on="click", clear=False, toggle="true")
     top = (

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sfn.workbench import Workbench
 
 _lock = threading.Lock()
+_NEWEST = 5000  # answers that the filters of the History page are made from
 
 
 def workbench() -> Workbench:
@@ -149,6 +150,18 @@ def _histogram_grid(
 
     found = workbench().store.histograms(pair_key, layers=list(layers), form=form)
     return tables.histogram_grid(_tensors(pair_key, _pair), found, part)
+
+
+def known_generations() -> pd.DataFrame:
+    """What the answers in the store can be filtered by: pair_key, a_label, b_label, engine, recipe, each once."""
+    store = workbench().store
+    return _known_generations(str(store.path), store.count_generations())
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _known_generations(path: str, many: int) -> pd.DataFrame:
+    columns = ["pair_key", "a_label", "b_label", "engine", "recipe"]
+    return workbench().store.generations(limit=_NEWEST)[columns].drop_duplicates(ignore_index=True)
 
 
 def explanation(part: Part) -> str:

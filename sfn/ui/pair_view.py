@@ -70,11 +70,20 @@ def _take() -> None:
         state.put(name, st.session_state[key].strip())
 
 
+def fit(pair: Pair) -> None:
+    """The comparison in one sentence: how much can be done with this pair."""
+    comparable, movable = sum(row.comparable for row in pair.rows), sum(row.movable for row in pair.rows)
+    stops = [finding for finding in pair.findings if finding.severity == "stop"]
+    said = f"<b>{comparable} of {len(pair.rows)}</b> tensors can be compared, <b>{movable}</b> moved from B into A."
+    if stops:
+        said += f" These two cannot be merged: {html.escape(stops[0].sentence)}"
+    st.html(f'<p class="sfn-fit">{said}</p>')
+
+
 def summary(pair: Pair) -> None:
-    """Both models side by side: what they are made of, and how much of it fits."""
+    """Both models side by side: what they are made of."""
     from sfn.facts import facts
 
-    comparable, movable = sum(row.comparable for row in pair.rows), sum(row.movable for row in pair.rows)
     lines = "".join(
         f'<tr class="{"sfn-differs" if fact.differs else ""}"><th scope="row" title="{html.escape(fact.explanation)}">'
         f"{html.escape(fact.topic)}</th><td>{html.escape(fact.a)}</td><td>{html.escape(fact.b)}</td>"
@@ -82,11 +91,7 @@ def summary(pair: Pair) -> None:
         for fact in facts(pair)
     )
     heads = "".join(f"<th>{words.side(letter, side.label)}</th>" for letter, side in (("A", pair.a), ("B", pair.b)))
-    st.html(
-        f'<table class="sfn-table"><thead><tr><th></th>{heads}<th></th></tr></thead><tbody>{lines}</tbody></table>'
-        f'<p class="sfn-fit"><b>{comparable} of {len(pair.rows)}</b> tensors can be compared, '
-        f"<b>{movable}</b> can be moved from B into A.</p>"
-    )
+    st.html(f'<table class="sfn-table"><thead><tr><th></th>{heads}<th></th></tr></thead><tbody>{lines}</tbody></table>')
 
 
 def findings(pair: Pair) -> None:

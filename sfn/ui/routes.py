@@ -26,7 +26,8 @@ def pages() -> list[st.Page]:
     ]
 
 
-def link(name: str, label: str, help: str | None = None) -> None:
-    """Draw a link to a page, with what this viewer has chosen for it; nothing where that page does not exist."""
+def link(name: str, label: str, *, query: dict[str, str] | None = None, help: str | None = None) -> None:
+    """Draw a link to a page; nothing where that page does not exist. `query`: what this viewer has chosen for it."""
     if _file(name).exists():
-        st.page_link(str(_file(name)), label=label, query_params=state.link(name), help=help)
+        query = state.link(name) if query is None else query
+        st.page_link(str(_file(name)), label=label, query_params=query, help=help)

@@ -130,6 +130,10 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("top_k", "top k", 0, number(int, 0, 1_000_000), _MERGE),
     Parameter("seed", "seed", 0, number(int, 0, 2**31 - 1), _MERGE),
     Parameter("search", "search", "", text(1000), _HISTORY),
+    Parameter("in_pair", "pair to list", "", text(200), _HISTORY),
+    Parameter("in_engine", "engine to list", "", text(100), _HISTORY),
+    Parameter("in_mode", "mode to list", "", one_of("", *MODES), _HISTORY),
+    Parameter("in_recipe", "recipe to list", "", text(), _HISTORY),
     Parameter("ids", "selected generations", "", text(2000), _HISTORY),
 )
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
@@ -201,11 +205,7 @@ def _take(parameter: Parameter, raw: str) -> None:
 def write() -> None:
     """Make the URL say what the page shows, where it does not yet. Fragments that change a choice call it too."""
     page = st.session_state.get(_PAGE, "")
-    wanted = {
-        parameter.name: _format(get(parameter.name))
-        for parameter in PARAMETERS
-        if parameter.belongs(page) and get(parameter.name) not in (parameter.default, None)
-    }
+    wanted = link(page)
     if st.query_params.to_dict() != wanted:
         st.query_params.from_dict(wanted)
 
@@ -218,8 +218,13 @@ def _format(value: Any) -> str:
 
 def link(page: str) -> dict[str, str]:
     """The query of a link to `page` that shows what this viewer has chosen."""
+    return query(page, **{parameter.name: get(parameter.name) for parameter in PARAMETERS if parameter.belongs(page)})
+
+
+def query(page: str, **values: Any) -> dict[str, str]:
+    """The query of a link to `page` that shows these values; what is not given stays as the viewer has it."""
     return {
-        parameter.name: _format(get(parameter.name))
-        for parameter in PARAMETERS
-        if parameter.belongs(page) and get(parameter.name) not in (parameter.default, None)
+        name: _format(value)
+        for name, value in values.items()
+        if _BY_NAME[name].belongs(page) and value not in (_BY_NAME[name].default, None)
     }

@@ -7,7 +7,7 @@ import streamlit as st
 # Colours of A, B and merged come from `sfn.charts`, written out here so that drawing the frame does not load Altair.
 _RULES = """
 .stApp, .stApp button, .stApp input, .stApp textarea { font-variant-numeric: tabular-nums; }
-.stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 4rem; }
+.stMainBlockContainer { padding: 4.2rem 3.2rem 4rem; }
 .sfn-pair { font-size: .92rem; line-height: 1.35; }
 .sfn-side { display: flex; gap: .5rem; align-items: baseline; min-width: 0; }
 .sfn-side b { flex: none; width: 1.2em; text-align: center; border-radius: .2rem; color: #fff; }
@@ -20,14 +20,17 @@ _RULES = """
   vertical-align: bottom; font-family: ui-monospace, 'Noto Sans Mono', 'DejaVu Sans Mono', monospace; }
 .sfn-head { font-size: .78rem; letter-spacing: .06em; text-transform: uppercase; opacity: .7; margin: .2rem 0 -.2rem; }
 .sfn-table { border-collapse: collapse; width: 100%; table-layout: fixed; font-size: .95rem; }
-.sfn-table th, .sfn-table td { text-align: left; padding: .28rem .6rem; border: 0; overflow-wrap: anywhere;
+.sfn-table th, .sfn-table td { text-align: left; padding: .22rem .6rem; border: 0; overflow-wrap: anywhere;
   border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); font-weight: 400; }
-.sfn-table thead th { font-weight: 600; padding-bottom: .5rem; }
+.sfn-table thead th { font-weight: 600; padding-bottom: .4rem; }
 .sfn-table th:first-child { width: 22%; opacity: .8; } .sfn-table td:last-child { width: 5em; opacity: .6; }
 .sfn-table th:last-child { width: 5em; }
 .sfn-table [title] { cursor: help; }
 .sfn-differs td { font-weight: 600; } .sfn-differs td:last-child { opacity: 1; }
 .sfn-fit { margin: .9rem 0 .2rem; }
+.sfn-said { white-space: pre-wrap; overflow-wrap: anywhere; margin: .15rem 0 .5rem; }
+.sfn-answer { max-height: 26rem; overflow-y: auto; padding: .5rem .7rem; border-radius: .35rem;
+  border: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
 .sfn-tensor { overflow-wrap: anywhere; }
 .sfn-figures th:first-child { width: 45%; }
 .sfn-figures td:last-child { width: auto; opacity: 1; text-align: right; }
