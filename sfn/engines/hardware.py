@@ -48,7 +48,8 @@ def device_for(backend: str, wanted: str | None = None) -> str:
         return wanted
     if backend == "vllm":
         return "cpu" if vllm_is_cpu_build() else "cuda"
-    if torch := sys.modules.get("torch"):
+    torch = sys.modules.get("torch")
+    if torch is not None and not getattr(torch.__spec__, "_initializing", False):  # another thread may be importing it
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if has_nvidia_gpu() and "cpu" not in installed("torch").partition("+")[2]:
         return "cuda"
