@@ -143,31 +143,39 @@ class VllmEngine:
             raise EngineError("vLLM would not drop what it had computed with the old weights; it is started anew.")
         server.call("POST", "/resume")
 
+    def same_numbers(self) -> dict[str, Any]:
+        """The engine's settings that decide its numbers, by the names of `vllm.LLM`: for one to compare it with."""
+        settings = {
+            "dtype": self._dtype,
+            "max_model_len": self._limit,
+            "max_num_seqs": 8,
+            # Graphs and compiled code are not used until hot-swapped weights are known to be right under them.
+            "enforce_eager": True,
+            # Without a prefix cache an answer does not depend on what was asked before.
+            "enable_prefix_caching": False,
+        }
+        if self._device == "cpu":
+            settings |= {"kv_cache_memory_bytes": _kv_bytes(self._pair, self._limit), "gpu_memory_utilization": 0.3}
+        return settings
+
     def _arguments(self, plan: Plan) -> list[str]:
         untied: dict[str, Any] = {"tie_word_embeddings": False}
         if isinstance(self._pair.a.config.get("text_config"), dict):
             untied["text_config"] = {"tie_word_embeddings": False}
         options = {
-            "--model": str(self._pair.a.folder),
-            "--served-model-name": vllm_server.MODEL,
-            "--load-format": "sfn",
-            "--model-loader-extra-config": json.dumps(orders.order(self._pair, plan)),
-            "--worker-extension-cls": "sfn.engines.vllm_worker.PairWorker",
-            "--hf-overrides": json.dumps(untied),
-            "--generation-config": "vllm",  # sampling comes from the request alone
-            "--dtype": self._dtype,
-            "--max-model-len": str(self._limit),
-            "--max-num-seqs": "8",
-            "--uvicorn-log-level": "warning",
+            "model": str(self._pair.a.folder),
+            "served_model_name": vllm_server.MODEL,
+            "load_format": "sfn",
+            "model_loader_extra_config": json.dumps(orders.order(self._pair, plan)),
+            "worker_extension_cls": "sfn.engines.vllm_worker.PairWorker",
+            "hf_overrides": json.dumps(untied),
+            "generation_config": "vllm",  # sampling comes from the request alone
+            "uvicorn_log_level": "warning",
+            "disable_uvicorn_access_log": True,
+            **self.same_numbers(),
         }
-        if self._device == "cpu":
-            options["--kv-cache-memory-bytes"] = str(_kv_bytes(self._pair, self._limit))
-            options["--gpu-memory-utilization"] = "0.3"
-        # Without a prefix cache an answer does not depend on what was asked before. Graphs and compiled code are not
-        # used until hot-swapped weights are known to be right under them.
-        flags = ["--enforce-eager", "--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
-        own = [word for option in options.items() for word in option]
-        return [*own, *flags, *shlex.split(os.environ.get("SFN_VLLM_ARGS", ""))]
+        words = [word for name, value in options.items() for word in _option(name, value)]
+        return [*words, *shlex.split(os.environ.get("SFN_VLLM_ARGS", ""))]
 
     def _ready(self) -> text.Speech:
         """A server that holds the wanted weights (after a death: a new one), and the speech of the head's side."""
@@ -310,6 +318,14 @@ def _score_request(ids: list[int]) -> dict[str, Any]:
         "prompt_logprobs": 0,
         "return_token_ids": True,
     }
+
+
+def _option(name: str, value: object) -> list[str]:
+    """A setting as words of a command line."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
 
 
 def _device(wanted: str | None) -> str:

@@ -28,6 +28,8 @@ from sfn.engines import vllm_guard
 from sfn.errors import EngineError
 
 MODEL = "sfn"  # the name under which the model is served
+# Not the `vllm` command: that of the CPU build does not find its own version and dies.
+COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 _KEPT_LOGS = 10
 _STAGES = (  # what the log says -> what a person reads
     ("Application startup complete", "almost there"),
@@ -159,7 +161,7 @@ def start(arguments: Sequence[str], environment: dict[str, str]) -> Server:
     folder = Path(tempfile.mkdtemp(prefix="sfn-vllm-"))  # short: a socket's path must fit 107 bytes; mode 0700
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{folder.name.rpartition('-')[2]}"
     log, record = logs / f"vllm-{stamp}.log", runs / f"vllm-{stamp}.json"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--uds", str(folder / "http"), *arguments]
+    command = [*COMMAND, "--uds", str(folder / "http"), *arguments]
     with log.open("w", encoding="utf-8") as out:
         out.write(f"{' '.join(command)}\n")
         out.flush()
