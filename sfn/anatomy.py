@@ -53,6 +53,7 @@ _ROLE_BLOCKS: dict[str, str] = {
     "q_proj": "attention",
     "k_proj": "attention",
     "v_proj": "attention",
+    "kv_proj": "attention",
     "qkv_proj": "attention",
     "q_a_proj": "attention",
     "q_a_layernorm": "norm",
@@ -76,7 +77,7 @@ _ROLE_BLOCKS: dict[str, str] = {
     "lm_head": "head",
 }
 ROLES: tuple[str, ...] = tuple(_ROLE_BLOCKS)
-_QKV = ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
+_QKV = ("q_proj", "k_proj", "v_proj", "kv_proj", "qkv_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 _GROUP_BLOCKS = {"attn": "attention", "mlp": "mlp", "norms": "norm", "emb": "embedding", "head": "head"}
 
 GROUPS: dict[str, frozenset[str]] = {
@@ -98,6 +99,7 @@ EXPLANATIONS: dict[str, str] = {
     "q_proj": "Attention query (q_proj): forms the question with which each token looks for others.",
     "k_proj": "Attention key (k_proj): forms the label by which a token can be found by others.",
     "v_proj": "Attention value (v_proj): forms what a token hands over to those that look at it.",
+    "kv_proj": "Fused attention memory (kv_proj): key and value in a single matrix.",
     "qkv_proj": "Fused attention input (qkv_proj): query, key and value in a single matrix.",
     "q_a_proj": "Query compression (q_a_proj): squeezes a token before its attention query is formed.",
     "q_a_layernorm": "Norm of the compressed query (q_a_layernorm): brings the squeezed query to one scale.",
@@ -154,10 +156,10 @@ def _words(text: str) -> frozenset[str]:
 # "mtp.layers.0"), whose layer numbers are not the decoder's.
 _WRAPPERS = _words(
     "model language_model transformer gpt_neox decoder backbone text_model llm lm base_model module rwkv"
-    " text_decoder thinker _orig_mod _fsdp_wrapped_module"
+    " biogpt text_decoder thinker _orig_mod _fsdp_wrapped_module"
 )
 _CONTAINERS = _words("layers h blocks layer block")
-_TWICE_IN_A_LAYER = frozenset({"c_proj"})
+_TWICE_IN_A_LAYER = _words("c_proj key value receptance time_mix_key time_mix_receptance fn base scale")
 
 _QUANTISATION = (
     "weight_scale weight_scale_inv weight_scale_2 weight_zero_point weight_packed weight_shape weight_g_idx input_scale"
@@ -169,12 +171,13 @@ _PARAMETERS = _words(
 )
 _BITSANDBYTES = re.compile(r"\.(?:weight|bias)\.((?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+))$")
 _FUSED_SUFFIX = re.compile(r"^(gate_up_proj|down_proj|gate_proj|up_proj)_(bias|blocks|scales)$")  # gpt-oss experts
-_NORM = re.compile(r"norm|^ln(?:_|\d|$)", re.IGNORECASE)
+_NORM = re.compile(r"norm|(?:^|_)ln(?:_|\d|$)", re.IGNORECASE)
 _EXPERT_WORD = re.compile(r"^(?:expert_)?(\d+)$")
 _SHARED_EXPERT = re.compile(r"^shared_(?:experts?|mlp)$")
 _ATTENTION = re.compile(r"att(?:n|ention)", re.IGNORECASE)
 _MLP = re.compile(r"^(?:mlp|ffn|feed_?forward|ff|.*moe.*|experts|shared_experts?|shared_mlp)$", re.IGNORECASE)
 _VAGUE = _words("layer linear base_layer lora_A lora_B proj conv norm wg out")  # need the word before
+_KEPT_PARENTS = frozenset({"experts", "router", "indexer", "compressor"})
 _SHELLS = frozenset({"linear", "base_layer"})  # wrap another module, whose role they keep: "q_proj.base_layer"
 
 
@@ -184,26 +187,28 @@ def _table(**aliases: str) -> dict[str, str]:
 
 
 _TOP_ALIASES = _table(
-    embed_tokens="wte embed_in word_embeddings tok_embeddings embeddings embed embedding",
-    embed_positions="wpe position_embeddings position_embedding",
-    norm="ln_f final_layernorm final_layer_norm norm_f final_norm ln_out",
-    lm_head="embed_out output output_layer head ff_out",
+    embed_tokens="wte embed_in word_embeddings tok_embeddings embeddings embed embedding tokens_embed",
+    embed_positions="wpe position_embeddings position_embedding positions_embed",
+    norm="ln_f final_layernorm final_layer_norm norm_f final_norm ln_out embedding_norm layer_norm layernorm",
+    lm_head="embed_out output output_layer output_projection head ff_out",
 )
 _ATTENTION_ALIASES = _table(
-    q_proj="wq query q q_lin",
-    k_proj="wk key k k_lin",
-    v_proj="wv value v v_lin",
-    qkv_proj="c_attn query_key_value Wqkv wqkv W_pack qkv in_proj",
+    q_proj="wq Wq query q q_lin",
+    k_proj="wk Wk key k k_lin",
+    v_proj="wv Wv value v v_lin",
+    qkv_proj="c_attn query_key_value Wqkv wqkv W_pack qkv in_proj in_proj_qkv in_proj_qkvz",
     o_proj="c_proj dense wo out_proj out o out_lin",
+    q_a_layernorm="q_a_norm",
+    kv_a_layernorm="kv_a_norm",
     q_norm="q_layernorm q_ln query_norm query_layernorm",
     k_norm="k_layernorm k_ln key_norm key_layernorm",
 )
 _MLP_ALIASES = _table(
     gate_proj="w1",
     up_proj="w3 fc1 fc_in c_fc dense_h_to_4h wi linear_1",
-    down_proj="w2 fc2 fc_out c_proj dense_4h_to_h wo linear_2",
+    down_proj="w2 fc2 fc_out c_proj dense_4h_to_h wo linear_2 output_linear",
     gate_up_proj="ff_proj input_linear gate_and_up_proj",
-    router="gate wg layer",
+    router="wg",
 )
 _QWEN1_MLP = _table(up_proj="w1", gate_proj="w2")  # Qwen (1) names them the other way round: w1(x) * silu(w2(x))
 _LAYER_ALIASES = _table(
@@ -212,8 +217,11 @@ _LAYER_ALIASES = _table(
     up_proj="fc1",
     down_proj="fc2 ff_out",
     gate_up_proj="ff_proj",
-    input_layernorm="ln_1 ln1 norm_1 norm1 attention_norm attn_norm self_attn_layer_norm ln_attn",
-    post_attention_layernorm="ln_2 ln2 norm_2 norm2 ffn_norm final_layer_norm ln_mlp",
+    input_layernorm="ln_1 ln1 norm_1 norm1 attention_norm attn_norm self_attn_layer_norm ln_attn operator_norm"
+    " attention_layernorm layernorm1 temporal_pre_norm",
+    post_attention_layernorm="ln_2 ln2 norm_2 norm2 ffn_norm final_layer_norm ln_mlp"
+    " feedforward_layernorm layernorm2 channel_pre_norm",
+    pre_feedforward_layernorm="pre_ff_layernorm",
     lm_head="head",
 )
 
@@ -315,8 +323,11 @@ def _in_layer(name: str, layer: int, words: list[str], parameter: str) -> Part:
 def _module(words: list[str]) -> str:
     """The shortest name that says what it is: the last word, with what has to stand before it."""
     parents, last = words[:-1], words[-1]
-    for parent in parents:
-        if parent == "experts" or _SHARED_EXPERT.match(parent) or "cross_att" in parent:
+    for i, word in enumerate(parents[1:], start=1):
+        if word in ("lora_A", "lora_B"):
+            return ".".join(words[i - 1 :])
+    for parent in reversed(parents):
+        if parent in _KEPT_PARENTS or _SHARED_EXPERT.match(parent) or "cross_att" in parent:
             return f"{parent}.{last}"
     if parents and (last in _VAGUE or _is_number(last)):
         return _short_path(".".join(words), 2)
@@ -326,27 +337,37 @@ def _module(words: list[str]) -> str:
 def _role_and_block(words: list[str], module: str) -> tuple[str, str]:
     """Role and block of a module within a layer. A module that bears a role's name has that role, always: recipes
     rely on two different role names never meaning the same tensor."""
-    if len(words) > 1 and words[-1] in _SHELLS:
+    if len(words) > 1 and (words[-1] in _SHELLS or _is_number(words[-1])):
         words = words[:-1]
     parents, last = words[:-1], words[-1]
     in_attention = any(_ATTENTION.search(word) for word in parents)
     in_mlp = not in_attention and any(_MLP.match(word) for word in parents)
-    qualified = "." in module and module.split(".")[0] in parents
-    if last in _ROLE_BLOCKS and not (qualified and last in ("norm", "router")):
-        role = last
-    elif in_attention and last in _ATTENTION_ALIASES:
-        role = _ATTENTION_ALIASES[last]
-    elif in_mlp and parents[-1] == "mlp" and last in _QWEN1_MLP:
-        role = _QWEN1_MLP[last]
-    elif in_mlp and last in _MLP_ALIASES and (last != "layer" or parents[-1] in ("router", "gate")):
-        role = _MLP_ALIASES[last]
-    else:
-        role = _LAYER_ALIASES.get(last, module)
+    role = _role(parents, last, module, in_attention, in_mlp)
     if role in _ROLE_BLOCKS:
         return role, _ROLE_BLOCKS[role]
     if _NORM.search(last):
         return role, "norm"
-    return role, "attention" if in_attention else "mlp" if in_mlp else "other"
+    if in_attention or in_mlp:
+        return role, "attention" if in_attention else "mlp"
+    return role, "attention" if _ATTENTION.search(last) else "mlp" if _MLP.match(last) else "other"
+
+
+def _role(parents: list[str], last: str, module: str, in_attention: bool, in_mlp: bool) -> str:
+    if "router" in parents[-1:]:
+        return "router"
+    if "indexer" in parents or "compressor" in parents or ("." in module and last == "norm"):
+        return module  # reads like a role and is none
+    if last in _ROLE_BLOCKS:
+        return last
+    if in_attention and last in _ATTENTION_ALIASES:
+        return _ATTENTION_ALIASES[last]
+    if in_mlp and parents[-1] == "mlp" and last in _QWEN1_MLP:
+        return _QWEN1_MLP[last]
+    if last == "gate" and not in_attention:
+        return "router"
+    if in_mlp and last in _MLP_ALIASES:
+        return _MLP_ALIASES[last]
+    return _LAYER_ALIASES.get(last, module)
 
 
 def _outside(name: str, words: list[str], rest: list[str], parameter: str) -> Part:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sfn import anatomy
 from sfn.errors import RecipeError
 from sfn.recipes.grammar import Recipe, Rule, Source, Where, merge_ranges, parse_source
-from sfn.recipes.plans import Plan, matches, plain_path, resolve
+from sfn.recipes.plans import Plan, plain_path, resolve, words_for
 
 if TYPE_CHECKING:
     from sfn.anatomy import Part
@@ -23,7 +23,8 @@ _GROUPS = ("all", "attn", "mlp", "norms", "emb", "head", "qkv")  # the larger fi
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One board row (or one expert of it): `word` means exactly its tensors, `sources` says which source by layer."""
+    """One board row (or one expert of it): `word` means exactly its tensors ("" if no word does), `sources` says which
+    source by layer."""
 
     word: str
     parts: tuple[Part, ...]
@@ -138,7 +139,7 @@ def _rows(pair: Pair, sources: Mapping[str, Source], settled: Mapping[int, Sourc
     """The board's rows outside the layers that are settled as a whole, each with a word that means just its tensors; a
     row whose experts differ in their sources is one row for each expert."""
     parts = [row.part for row in pair.rows if row.a is not None]
-    known = [row.part for row in pair.rows]
+    meanings = _meanings(row.part for row in pair.rows)
     by_row: dict[str, list[Part]] = {}
     for part in parts:
         by_row.setdefault(part.row, []).append(part)
@@ -151,7 +152,7 @@ def _rows(pair: Pair, sources: Mapping[str, Source], settled: Mapping[int, Sourc
                 raise RecipeError(f"Weight and bias of {group[0].path} go together: a recipe cannot part them.")
             kept = {layer: source for layer, source in by_layer.items() if layer not in settled}
             if kept:
-                yield _Row(_word(group, known), tuple(group), kept)
+                yield _Row(_word(group, meanings), tuple(group), kept)
 
 
 def _by_layer(parts: Iterable[Part], sources: Mapping[str, Source]) -> dict[int | None, Source] | None:
@@ -171,27 +172,27 @@ def _split(parts: Iterable[Part]) -> list[list[Part]]:
     return list(by_path.values())
 
 
-def _word(parts: list[Part], known: list[Part]) -> str:
-    """The shortest word that means these tensors and no others of the pair."""
-    names = {part.name for part in parts}
+def _meanings(parts: Iterable[Part]) -> dict[str, set[str]]:
+    """Word -> the paths that it means."""
+    found: dict[str, set[str]] = {}
+    for part in parts:
+        for word in words_for(part):
+            found.setdefault(word, set()).add(part.path)
+    return found
+
+
+def _word(parts: list[Part], meanings: Mapping[str, set[str]]) -> str:
+    """The shortest word that means these modules, in every layer, and no others of the pair; "" if there is none."""
+    paths = {part.path for part in parts}
     first = parts[0]
     words = [first.module, first.row, first.role]
     for path in (plain_path(first), first.path):
         pieces = path.split(".")
         words += [".".join(pieces[-n:]) for n in range(2, len(pieces) + 1)]
     for word in words:
-        if word in anatomy.GROUPS or word[:1].isdigit():
-            continue
-        meant = {part.name for part in known if matches(word, part)}
-        if names <= meant and not _strangers(meant, names, known):
+        if word not in anatomy.GROUPS and not word[:1].isdigit() and meanings.get(word) == paths:
             return word
-    raise RecipeError(f"No word of a recipe means {first.path} alone in this pair: write the recipe by hand.")
-
-
-def _strangers(meant: set[str], names: set[str], known: list[Part]) -> bool:
-    """Whether `meant` holds tensors of other modules; what only B has beside these (a bias) is no stranger."""
-    paths = {part.path for part in known if part.name in names}
-    return any(part.name in meant - names and part.path not in paths for part in known)
+    return ""
 
 
 def _rules(rows: tuple[_Row, ...], start: Source) -> list[Rule]:
@@ -202,7 +203,7 @@ def _rules(rows: tuple[_Row, ...], start: Source) -> list[Rule]:
     for row in rows:
         for where, source in _assignments(row, start):
             if where is None and len(set(row.sources.values())) > 1:
-                first.append(Rule((row.word,), None, source))
+                first.append(Rule((_named(row),), None, source))
             else:
                 wanted.setdefault((where, source), []).append(row)
     rest = [
@@ -241,7 +242,15 @@ def _words(rows: tuple[_Row, ...], members: list[_Row], where: Where, source: So
             yield group
             left = [row for row in left if row not in inside]
     for row in left:
-        yield row.word
+        yield _named(row)
+
+
+def _named(row: _Row) -> str:
+    if not row.word:
+        raise RecipeError(
+            f"No word of a recipe means {row.parts[0].path} alone in this pair: write the recipe by hand."
+        )
+    return row.word
 
 
 def _fits(row: _Row, where: Where, source: Source) -> bool:

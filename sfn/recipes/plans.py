@@ -88,6 +88,18 @@ def matches(name: str, part: Part) -> bool:
     return any(f".{path}".endswith(f".{name}") for path in (part.path, plain_path(part)))
 
 
+def words_for(part: Part) -> set[str]:
+    """Every word but groups that means `part`: those for which `matches` says so. Of roles' names only the part's own
+    is among them, and `canonical` builds on that."""
+    words = {part.module, part.role}
+    pieces = part.path.split(".")
+    if part.layer is None and part.block == "other":
+        return words | ({".".join(pieces[:n]) for n in range(1, len(pieces))} - set(anatomy.ROLES))
+    for path in (pieces, plain_path(part).split(".")):
+        words |= {".".join(path[n:]) for n in range(len(path) - 1)}
+    return words
+
+
 def plain_path(part: Part) -> str:
     """The part's path without the expert's number: one path for all experts."""
     if part.expert is None:

@@ -71,7 +71,7 @@ def resolved_or_none(texts, pair):
     return resolved(";".join(kept), pair)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(texts=st.lists(rules | rules | removals, max_size=5))
 def test_compact_says_the_same(texts, qwen2):
     plan = resolved_or_none(texts, qwen2)
@@ -84,7 +84,7 @@ def test_compact_says_the_same(texts, qwen2):
     assert recipes.compact(qwen2, again.sources) == recipe
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(texts=st.lists(rules | more_rules | more_rules | removals, max_size=5))
 def test_compact_says_the_same_on_an_awkward_model(texts, awkward):
     plan = resolved_or_none(texts, awkward)
@@ -92,7 +92,7 @@ def test_compact_says_the_same_on_an_awkward_model(texts, awkward):
     assert again.sources == plan.sources
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_picture_on_the_board_has_a_recipe(data, awkward):
     places = list(recipes.cells(resolved("", awkward)))
@@ -102,7 +102,7 @@ def test_any_picture_on_the_board_has_a_recipe(data, awkward):
     assert recipes.resolve(recipes.compact(awkward, sources), awkward).sources == sources
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(texts=st.lists(rules | removals, max_size=3), data=st.data())
 def test_toggle_sets_its_cells_and_leaves_the_others(texts, data, qwen2):
     plan = resolved_or_none(texts, qwen2)

@@ -52,13 +52,13 @@ rule_lists = st.lists(plain_rules | plain_rules | plain_rules | removals, max_si
 known_rules = st.builds(Rule, st.lists(st.sampled_from(WORDS[:15]), min_size=1, max_size=3).map(tuple), wheres, sources)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200, deadline=None)
 @given(rule_lists)
 def test_canonical_form_means_the_same(rules):
     assert play(Recipe(tuple(rules)).rules) == play(rules)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(rule_lists)
 def test_text_and_recipe_are_one(rules):
     recipe = Recipe(tuple(rules))
@@ -69,6 +69,7 @@ def test_text_and_recipe_are_one(rules):
     assert hash(written_as_is) == hash(recipe)
 
 
+@settings(deadline=None)
 @given(st.lists(known_rules, max_size=5), st.randoms(use_true_random=False))
 def test_spelling_does_not_matter(rules, random):
     """Rules split into single names and layers, with no-ops between, in odd spacing and case: one recipe."""
@@ -89,7 +90,7 @@ _DISTINCT = st.sampled_from(["all", "attn", "mlp", "norms", "q_proj", "k_proj", 
 distinct_rules = st.builds(Rule, st.lists(_DISTINCT, min_size=1, max_size=2).map(tuple), wheres, sources)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(distinct_rules, max_size=4), st.lists(distinct_rules, max_size=4), st.data())
 def test_recipes_of_known_names_are_equal_if_and_only_if_they_mean_the_same(one, other, data):
     other = data.draw(st.sampled_from([other, one[::-1], one + other[:1], other[:1] + one, one[1:]]))
@@ -185,6 +186,7 @@ def test_a_bad_recipe_is_told_what_is_wrong_and_what_is_legal(text, fault, legal
     assert legal in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab@=;,:.-0159 BAlzero", max_size=25))
 def test_any_text_is_a_recipe_or_a_recipe_error(text):
     try:
@@ -194,6 +196,7 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text):
     assert recipes.parse(recipes.format(recipe)) == recipe
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_finite_share_survives_as_text(alpha):
     source = Source("blend", alpha)
