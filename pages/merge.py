@@ -1,0 +1,25 @@
+"""Merge: what A says once it has some of B's modules, beside A and B."""
+
+import streamlit as st
+
+from sfn.ui import asking, columns, editing, opening
+
+_BESIDE = 24  # a board of at most this many layers leaves room for the recipe and the prompt beside it
+
+st.title("What if A had B's …?")
+pair = opening.pair()
+asking.prepare()
+edit = editing.in_force(pair)
+seats = columns.seats(pair, editing.plans(pair, edit), *asking.question())
+columns.look_up(seats)
+asking.carry_out(pair, seats, blocked=bool(edit.problem))
+
+editing.draw_presets(pair, edit)
+left, right = st.columns([3, 2], gap="medium") if pair.n_layers <= _BESIDE else (st.container(), st.container())
+with left:
+    editing.draw_board(pair, edit)
+with right:
+    editing.draw_text(pair, edit, asking.engine_line(edit.plan))
+    asking.draw_prompt()
+asking.draw_buttons(pair, edit.plan, seats, blocked=bool(edit.problem))
+columns.draw(pair, seats)

@@ -1,0 +1,215 @@
+"""The question: prompt, examples that suit the pair, sampling settings, and the buttons that run and stop it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from sfn import demo, recipes
+from sfn.errors import SfnError
+from sfn.records import Sampling
+from sfn.ui import cached, columns, failures, opening, state
+
+if TYPE_CHECKING:
+    from sfn.pairs import Pair
+    from sfn.recipes import Plan
+    from sfn.records import PromptMode
+
+_SETTINGS = ("prompt", "mode", "max_tokens", "temperature", "top_p", "top_k", "seed")
+_ORDER = "_run_order"  # what the buttons asked for; carried out once all of this run's choices are known
+_EXAMPLE = "_example"
+_ON_CHANGE = "run_on_change"
+_LAST_CHANGE = "_run_on_change_last"
+_PAPER_PROMPTS = (
+    "Can you write a short paragraph about the importance of reading books?",  # the paper's one prompt for damage
+    "What is 5 + 17 + 26 + 4?",
+)
+_MODES = {"plain": "plain completion", "chat": "chat template"}
+
+
+def is_bundled() -> bool:
+    """Whether the chosen pair is the one that comes with SfN."""
+    return opening.folders() == cached.bundled_folders()
+
+
+def examples() -> list[str]:
+    """Prompts that suit the chosen pair, the first one is where a session begins."""
+    return [example.prompt for example in demo.EXAMPLES] if is_bundled() else list(_PAPER_PROMPTS)
+
+
+def prepare() -> None:
+    """Give every choice of the question a value before anything is drawn."""
+    if "prompt" not in st.session_state:
+        state.put("prompt", examples()[0])
+    state.prepare(*_SETTINGS)
+
+
+def sampling() -> Sampling:
+    """The settings chosen now."""
+    return Sampling(
+        max_tokens=state.get("max_tokens"),
+        temperature=float(state.get("temperature")),
+        top_p=float(state.get("top_p")),
+        top_k=state.get("top_k"),
+        seed=state.get("seed"),
+    )
+
+
+def question() -> tuple[str, PromptMode, Sampling]:
+    """Prompt, mode and settings chosen now."""
+    return state.get("prompt"), state.get("mode"), sampling()
+
+
+# ---------------------------------------------------------------- what is carried out
+
+
+def _take_example() -> None:
+    if st.session_state.get(_EXAMPLE):
+        state.put("prompt", st.session_state[_EXAMPLE])
+
+
+def _order(what: str) -> None:
+    if what == "again":
+        state.put("seed", (state.get("seed") + 1) % 2**31)
+    st.session_state[_ORDER] = what
+
+
+def carry_out(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> None:
+    """Do what a button asked for in this run; with “run on change”, ask what a change left unanswered, once."""
+    order = st.session_state.pop(_ORDER, None)
+    change = tuple(seat.question.key if seat.question else "" for seat in seats)
+    changed = st.session_state.get(_LAST_CHANGE) != change
+    st.session_state[_LAST_CHANGE] = change
+    if order == "stop":
+        columns.stop()
+    elif not blocked and (order in ("run", "again") or (changed and st.session_state.get(_ON_CHANGE))):
+        columns.ask(pair, seats)
+
+
+def what_run_does(pair: Pair, plan: Plan, missing: tuple[columns.Seat, ...]) -> str:
+    """The words on the button: what has to happen before the answers come."""
+    if not missing:
+        return "Running" if columns.running() else "All three are here"
+    if missing[0].side != "merged":
+        return "Run " + " and ".join(seat.side for seat in missing)
+    status = cached.workbench().engines.status
+    if status.state in ("stopped", "dead"):
+        return "Start the engine and run"
+    moved = swaps(pair, plan, status.recipe)
+    if moved is None:
+        return "Load the weights and run"
+    return f"Swap {moved} tensor{'' if moved == 1 else 's'} and run" if moved else "Run"
+
+
+def swaps(pair: Pair, plan: Plan, held: str | None) -> int | None:
+    """How many tensors differ between what the engine holds and `plan`; None where that cannot be told."""
+    if held is None:
+        return None
+    try:
+        now = recipes.resolve(recipes.parse(held), pair).sources
+    except SfnError:  # the engine holds another pair
+        return None
+    names = now.keys() | plan.sources.keys()
+    return sum(now.get(name) != plan.sources.get(name) for name in names)
+
+
+def engine_line(plan: Plan) -> str:
+    """Whether the weights of `plan` are those that the engine holds now."""
+    status = cached.workbench().engines.status
+    if status.state == "starting":
+        return "the engine is starting"
+    if status.state in ("stopped", "dead"):
+        return "not yet loaded"
+    return "loaded in the engine" if status.plan_key == plan.key else "not yet loaded"
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def draw_prompt() -> None:
+    """The prompt, examples for it, and for the bundled pair what may be expected of it."""
+    st.text_area("Prompt", key="prompt", height=84, **state.KEEP)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.menu_button(
+            "Examples",
+            examples(),
+            key=_EXAMPLE,
+            on_click=_take_example,
+            icon=":material/lightbulb:",
+            format_func=failures.escaped,
+        )
+        if is_bundled():
+            st.caption("A toy of 1.4 M parameters: it knows sums of numbers to 99 and a few stories.", width="stretch")
+
+
+def _draw_settings() -> None:
+    with st.popover(_summary(), icon=":material/tune:", help="Prompt mode, length, temperature, seed"):
+        st.segmented_control(
+            "Prompt mode",
+            list(_MODES),
+            key="mode",
+            format_func=_MODES.get,
+            required=True,
+            help="Plain completion continues the prompt as it stands. The chat template wraps it as in a conversation.",
+            **state.KEEP,
+        )
+        left, right = st.columns(2)
+        left.number_input("Most tokens", 1, 131_072, key="max_tokens", step=32, **state.KEEP)
+        right.number_input(
+            "Temperature", 0.0, 5.0, key="temperature", step=0.1, format="%.2f",
+            help="0 always takes the likeliest token; higher draws more freely.", **state.KEEP,
+        )  # fmt: skip
+        left.number_input(
+            "Top p", 0.01, 1.0, key="top_p", step=0.05, format="%.2f",
+            help="Draw only from the likeliest tokens that together reach this probability; 1 is off.", **state.KEEP,
+        )  # fmt: skip
+        right.number_input(
+            "Top k",
+            0,
+            1_000_000,
+            key="top_k",
+            step=1,
+            help="Draw only from the k likeliest tokens; 0 is off.",
+            **state.KEEP,
+        )
+        left.number_input(
+            "Seed", 0, 2**31 - 1, key="seed", step=1, help="The same seed draws the same answer again.", **state.KEEP
+        )
+
+
+def _summary() -> str:
+    chosen = sampling()
+    drawn = f"temperature {chosen.temperature:g}, seed {chosen.seed}" if chosen.temperature else "greedy"
+    return f"{state.get('mode')} · {chosen.max_tokens} tokens · {drawn}"
+
+
+def draw_buttons(pair: Pair, plan: Plan, seats: tuple[columns.Seat, ...], blocked: bool) -> None:
+    """Run (its label says what that does), stop, a new seed, and “run on change” for the stage."""
+    missing, running = columns.missing(seats), columns.running()
+    greedy = not state.get("temperature")
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.button(
+            what_run_does(pair, plan, missing),
+            type="primary",
+            key="run",
+            width=230,
+            disabled=blocked or not missing,
+            on_click=_order,
+            args=("run",),
+        )
+        st.button("Stop", key="stop", icon=":material/stop:", disabled=not running, on_click=_order, args=("stop",))
+        st.button(
+            "Again",
+            key="again",
+            icon=":material/casino:",
+            disabled=blocked or greedy or running,
+            on_click=_order,
+            args=("again",),
+            help=_GREEDY if greedy else "Draw other answers, with the next seed.",
+        )
+        _draw_settings()
+        st.toggle("Run on change", key=_ON_CHANGE, help="Every change runs by itself: for the stage.", **state.KEEP)
+
+
+_GREEDY = "Greedy decoding (temperature 0) gives the same answer every time. Raise the temperature to draw others."

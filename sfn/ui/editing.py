@@ -1,0 +1,194 @@
+"""The recipe that is being edited: text box, board, presets and undo, always in step.
+
+The text in the box is the one source of truth (and part of the permalink); the last text that was good for the pair is
+kept beside it, so that a bad one leaves board and answers as they were.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from sfn import recipes
+from sfn.errors import RecipeError
+from sfn.ui import board, cached, columns, state
+
+if TYPE_CHECKING:
+    from sfn.pairs import Pair
+    from sfn.recipes import Plan
+
+_GOOD = "_recipe_good"  # (pair key, text)
+_PAST, _FUTURE = "_recipe_past", "_recipe_future"
+_ACK = "_board_ack"
+_BOARD = "board"
+_PRESET = "preset"
+_REFUSED = "_board_refused"  # why the last click on the board could not be followed
+_LONGEST_PAST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What is in force. plan: of the text in the box, or of the last good text where `problem` says what is wrong."""
+
+    plan: Plan
+    problem: str = ""
+
+
+def in_force(pair: Pair) -> Edit:
+    """The plan in force for the text in the box; remembers good texts for undo."""
+    text = state.get("recipe")
+    try:
+        plan = _plan(pair, text)
+    except RecipeError as error:
+        return Edit(_plan(pair, _good(pair)), str(error))
+    key, good = st.session_state.get(_GOOD, (pair.key, text))
+    if key != pair.key:
+        st.session_state[_PAST], st.session_state[_FUTURE] = [], []  # another pair has a history of its own
+    elif text != good:
+        st.session_state[_PAST] = [*st.session_state.get(_PAST, []), good][-_LONGEST_PAST:]
+        st.session_state[_FUTURE] = []
+    st.session_state[_GOOD] = (pair.key, text)
+    return Edit(plan)
+
+
+def _plan(pair: Pair, text: str) -> Plan:
+    return recipes.resolve(recipes.parse(text), pair)
+
+
+def plans(pair: Pair, edit: Edit) -> dict[columns.Side, Plan | str]:
+    """The plan of each column; all of B may not fit into A's frame, and then it is the sentence that says so."""
+    try:
+        all_b: Plan | str = _plan(pair, "all@all=B")
+    except RecipeError as error:
+        all_b = str(error)
+    return {"A": _plan(pair, ""), "merged": edit.plan, "B": all_b}
+
+
+def _good(pair: Pair) -> str:
+    key, text = st.session_state.get(_GOOD, (pair.key, ""))
+    return text if key == pair.key else ""
+
+
+def _base(pair: Pair) -> str:
+    """The text that a click on the board changes: that of the box, or the last good one where that is bad."""
+    try:
+        _plan(pair, state.get("recipe"))
+    except RecipeError:
+        return _good(pair)
+    return state.get("recipe")
+
+
+# ---------------------------------------------------------------- what the controls do
+
+
+def _on_board(pair: Pair) -> None:
+    value = st.session_state[_BOARD].get("toggle")
+    found, st.session_state[_ACK] = board.toggles(value, st.session_state.get(_ACK, ("", 0)))
+    recipe = recipes.parse(_base(pair))
+    try:
+        for toggle in found:
+            recipe = recipes.toggle(recipe, pair, toggle.places, toggle.source)
+    except RecipeError as error:
+        st.session_state[_REFUSED] = str(error)
+        return
+    if found:
+        state.put("recipe", recipes.format(recipe))
+
+
+def _on_preset() -> None:
+    chosen = st.session_state.get(_PRESET)
+    state.put("recipe", next((preset.text for preset in recipes.PRESETS if preset.name == chosen), ""))
+
+
+def _step(pair: Pair, back: str, forth: str) -> None:
+    """Undo and redo: the last text of `back` comes into force, the one in force goes to `forth`."""
+    texts = st.session_state.get(back, [])
+    if not texts:
+        return
+    st.session_state[forth] = [*st.session_state.get(forth, []), _good(pair)]
+    st.session_state[back] = texts[:-1]
+    st.session_state[_GOOD] = (pair.key, texts[-1])
+    state.put("recipe", texts[-1])
+
+
+def _clear() -> None:
+    state.put("recipe", "")
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def draw_presets(pair: Pair, edit: Edit) -> None:
+    """Presets as pills; the one in force is lit."""
+    lit = [preset.name for preset in recipes.PRESETS if _same(pair, preset.text, edit.plan)]
+    st.session_state[_PRESET] = lit[0] if lit and not edit.problem else None
+    st.pills(
+        "Presets",
+        [preset.name for preset in recipes.PRESETS],
+        key=_PRESET,
+        format_func={preset.name: preset.label for preset in recipes.PRESETS}.get,
+        on_change=_on_preset,
+        label_visibility="collapsed",
+        wrap=True,
+    )
+
+
+def _same(pair: Pair, text: str, plan: Plan) -> bool:
+    try:
+        return _plan(pair, text).key == plan.key
+    except RecipeError:
+        return False
+
+
+def draw_board(pair: Pair, edit: Edit) -> None:
+    """The board of the plan in force, shaded by how far each cell moved as far as that was measured."""
+    compared = [row.name for row in pair.rows if row.comparable]
+    measured = len(compared) - len(cached.workbench().store.missing(pair.key, compared))
+    moved_by = board.shifts(cached.delta_table(pair.key, measured)) if measured else {}
+    ack = st.session_state.get(_ACK, ("", 0))
+    board.draw(pair, edit.plan, moved_by, key=_BOARD, ack=ack, on_toggle=lambda: _on_board(pair))
+
+
+def draw_text(pair: Pair, edit: Edit, engine_line: str) -> None:
+    """The recipe as text, undo, redo, clear; in the line under it what it moves, or what is wrong with it."""
+    state.prepare("recipe")
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall"):
+        st.text_input("Recipe", key="recipe", placeholder="all A; try o_proj@all=B", help=_GRAMMAR, **state.KEEP)
+        _draw_steps(pair)
+    problem = edit.problem or st.session_state.pop(_REFUSED, "")
+    if problem:
+        line = f'<div class="sfn-verdict sfn-bad" role="alert">{html.escape(problem)}</div>'
+    else:
+        line = f'<div class="sfn-verdict">{html.escape(edit.plan.sentence)} · {html.escape(engine_line)}</div>'
+    st.html(line)
+
+
+def _draw_steps(pair: Pair) -> None:
+    past, future = st.session_state.get(_PAST, []), st.session_state.get(_FUTURE, [])
+    for icon, what, enabled, work, arguments in (
+        ("undo", "Undo the last change of the recipe", past, _step, (pair, _PAST, _FUTURE)),
+        ("redo", "Redo what was undone", future, _step, (pair, _FUTURE, _PAST)),
+        ("backspace", "Clear the recipe: all A", state.get("recipe"), _clear, ()),
+    ):
+        st.button(
+            "",
+            key=f"recipe_{icon}",
+            icon=f":material/{icon}:",
+            help=what,
+            type="tertiary",
+            disabled=not enabled,
+            on_click=work,
+            args=arguments,
+        )
+
+
+_GRAMMAR = """Rules joined by `;`, each `WHAT@WHERE=SOURCE`; later rules win, everything unnamed comes from A.
+
+- **WHAT**: a module (`o_proj`) or a group (`qkv attn mlp norms emb head all`), several joined by `,`
+- **WHERE**: `all`, a layer, or ranges counted from 0 (`0-2,5`); left out for what has no layer
+- **SOURCE**: `A`, `B`, `B:0.5` (blend), `zero`, `reinit:SEED`, `remove` (whole layers)
+
+`o_proj@all=B; mlp@2-4=B:0.5; emb=B`"""
