@@ -95,6 +95,13 @@ def columns_of(board: pd.DataFrame) -> list[str]:
     return [*left, *layers, *(["  ", OUT] if OUT in there else [])]
 
 
+def _labelled(columns: Sequence[str]) -> list[str]:
+    """Columns that carry a label: both ends, and of many layers every second, fourth, … so that none is crowded out."""
+    layers = [column for column in columns if column.isdigit()]
+    step = next(step for step in (1, 2, 4, 8, 16, 32, 64) if len(layers) <= 32 * step or step == 64)
+    return [column for column in columns if column in (EMB, OUT) or (column.isdigit() and int(column) % step == 0)]
+
+
 def rows_of(board: pd.DataFrame) -> list[str]:
     """Row labels from top to bottom."""
     return board.drop_duplicates("row").sort_values("rank")["row"].tolist()
@@ -112,7 +119,14 @@ def heatmap(
     title = spec.log_title if log else spec.title
     falls = spec.falls and not log
     x = alt.X("column:N", sort=None, scale=alt.Scale(domain=list(columns), paddingInner=0.06)).axis(
-        title="layer", labelAngle=0, labelOverlap="parity", labelFlush=False, ticks=False, domain=False, grid=False
+        title="layer",
+        values=_labelled(columns),
+        labelAngle=0,
+        labelOverlap=False,
+        labelFlush=False,
+        ticks=False,
+        domain=False,
+        grid=False,
     )
     y = alt.Y("row:N", sort=None, scale=alt.Scale(domain=list(rows), paddingInner=0.08)).axis(
         title="module", labelFlush=False, ticks=False, domain=False, labelLimit=190, labelPadding=6, grid=False
@@ -186,8 +200,8 @@ def lines_table(board: pd.DataFrame, figure: str, *, log: bool) -> pd.DataFrame:
     return table.drop(columns="block")
 
 
-def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], *, log: bool) -> Chart:
-    """One line per module over the layers (paper, figure 2). A click on the legend singles a module out."""
+def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], last: int, *, log: bool) -> Chart:
+    """One line per module over layers 0 to `last` (paper, figure 2). A click on the legend singles a module out."""
     spec = FIGURES[figure]
     title = spec.log_title if log else spec.title
     one = alt.selection_point(name="module", fields=["row"], bind="legend")
@@ -197,7 +211,9 @@ def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], *, log: bool) -
         alt.Chart(table)
         .transform_filter("isValid(datum.value)")
         .encode(
-            x=alt.X("layer:Q", title="layer", scale=alt.Scale(nice=False)).axis(tickMinStep=1, format="d", grid=False),
+            x=alt.X("layer:Q", title="layer", scale=alt.Scale(domain=[0, max(1, last)], nice=False)).axis(
+                tickMinStep=1, format="d", grid=False
+            ),
             y=alt.Y("value:Q", title=title, scale=scale).axis(format=".3~g", gridOpacity=0.4, tickCount=5),
             color=alt.Color("row:N", title="module", sort=None, scale=alt.Scale(domain=list(rows), range=colours)),
             opacity=alt.condition(one, alt.value(1.0), alt.value(0.12)),

@@ -152,6 +152,19 @@ def _histogram_grid(
     return tables.histogram_grid(_tensors(pair_key, _pair), found, part)
 
 
+@st.cache_resource(max_entries=1, show_spinner=False)
+def warm_up() -> threading.Thread:
+    """Load what draws charts beside the first page, once: the first look at Delta does not wait for Altair then."""
+
+    def load() -> None:
+        import sfn.charts
+        import sfn.delta  # noqa: F401  # loaded, not used
+
+    thread = threading.Thread(target=load, name="sfn-warm-up", daemon=True)
+    thread.start()
+    return thread
+
+
 def known_generations() -> pd.DataFrame:
     """What the answers in the store can be filtered by: pair_key, a_label, b_label, engine, recipe, each once."""
     store = workbench().store

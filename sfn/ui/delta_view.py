@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sfn.pairs import Pair
 
 _SMALL_BYTES = 200e6  # pairs up to this size (both sides) are measured without being asked
-_POLL_S = 0.5
+_POLL_S = 0.8
 _CLICKED = "_board_clicked"  # names that the chart's selection held when it was last read
 _CHART = "delta_board"
 _GRID_COLUMNS = 3
@@ -196,6 +196,7 @@ def _lines(board: pd.DataFrame, figure: str, log: bool) -> None:
         charts.lines_table(board, figure, log=log),
         figure,
         tuple(charts.rows_of(inside)),
+        int(inside["layer"].max()),
         log=log,
         alt=f"{FIGURES[figure].title} of each module over the layers, one line per module.",
     )

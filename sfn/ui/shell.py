@@ -15,8 +15,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:  # Streamlit puts this script's folder on the path, not the project's
     sys.path.insert(0, _ROOT)
 
-from sfn.ui import failures, routes, sidebar, state, style  # noqa: E402
-
+from sfn.ui import cached, failures, routes, sidebar, state, style  # noqa: E402
 
 _ICON = str(Path(__file__).parent / "assets" / "icon.png")  # an icon by name would be fetched from a network
 
@@ -34,6 +33,7 @@ def main() -> None:
                 st.warning(problem)
             page.run()
             sidebar.catch_up()
+            cached.warm_up()
     finally:
         state.write()
 

@@ -148,12 +148,13 @@ def _engine_state(room: EngineRoom) -> None:
 
 
 def _job(job: Job) -> None:
-    title = failures.escaped(job.title)
+    title = html.escape(job.title)
     if not job.active:
-        ended = {"done": "done", "cancelled": "cancelled", "failed": "failed"}[job.state]
-        st.html(f'<div class="sfn-muted">{html.escape(job.title)} · {ended} {html.escape(job.error)}</div>')
+        ended = {"done": "done", "cancelled": "cancelled", "failed": f"failed: {html.escape(job.error)}"}[job.state]
+        st.html(f'<div class="sfn-muted sfn-line" title="{title}">{title}</div><div class="sfn-muted">{ended}</div>')
         return
-    st.progress(job.share, text=f"{title} · {words.eta(job.eta_s)}")
+    st.html(f'<div class="sfn-line" title="{title}">{title}</div>')
+    st.progress(job.share, text=words.eta(job.eta_s))
     st.button("Cancel", key=f"cancel_job_{job.id}", on_click=_cancel, args=(job.id,))
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 # Colours of A, B and merged come from `sfn.charts`, written out here so that drawing the frame does not load Altair.
+# What is drawn anew by a fragment is not dimmed meanwhile: it would flicker at every look at a running job.
 _RULES = """
 .stApp, .stApp button, .stApp input, .stApp textarea { font-variant-numeric: tabular-nums; }
 .stMainBlockContainer { padding: 4.2rem 3.2rem 4rem; }
+.sfn-line { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .92rem; }
+.stApp [data-stale="true"] { opacity: 1 !important; transition: none !important; }
+[data-testid="stStatusWidget"] { display: none; }
 .sfn-pair { font-size: .92rem; line-height: 1.35; }
 .sfn-side { display: flex; gap: .5rem; align-items: baseline; min-width: 0; }
 .sfn-side b { flex: none; width: 1.2em; text-align: center; border-radius: .2rem; color: #fff; }
