@@ -62,7 +62,7 @@ MIGRATIONS: tuple[str, ...] = (
 
 # The file is shared with torch and an engine: the database stays small beside them, and never reaches for a network.
 _SETTINGS = {
-    "threads": 2,
+    "threads": 1,
     "memory_limit": "1GB",
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
