@@ -55,7 +55,7 @@ def test_a_stream_is_the_text_of_its_tokens(a):
     pieces = list(a.generate(PROMPT, max_tokens=40))
     assert pieces[-1].finish == "stop"
     assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
-    assert pieces[-1].n_tokens >= len(pieces) > 3
+    assert pieces[-1].n_tokens >= len(pieces) >= 2
     assert all(piece.n_prompt_tokens == pieces[0].n_prompt_tokens > 5 for piece in pieces)
     assert text_of(pieces).strip()
     assert "<|end|>" not in text_of(pieces)
@@ -142,7 +142,7 @@ def test_a_dead_server_is_told_and_started_again(engine):
     assert (engine.status.state, engine.status.recipe) == ("dead", None)
     assert not vllm_guard.session_members(server, started)
     assert text_of(engine.generate(PROMPT, max_tokens=24)) == before
-    assert (engine.status.state, engine.status.recipe) == ("idle", "all=B")
+    assert (engine.status.state, engine.status.recipe) == ("idle", recipes.format(recipes.parse("all=B")))
 
 
 OWNER = """
