@@ -84,31 +84,42 @@ def _pooled_relative(known: Sequence[TensorDelta], l2: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """How one figure is spoken of: "X {times} Y", "X {most}", "X and Y {equally}"."""
+    """How one figure is spoken of: "X {times} Y", "X {most}", "X and Y {equally}", "...; the head {beyond}"."""
 
     times: str
     most: str
     equally: str
+    beyond: str
 
 
 _WORDS = {
-    "l2_shift": _Words("moved {} times as far as", "moved furthest", "moved equally far"),
+    "l2_shift": _Words("moved {} times as far as", "moved furthest", "moved equally far", "moved furthest of all"),
     "rms_shift": _Words(
-        "moved {} times as far per element as", "moved furthest per element", "moved equally far per element"
+        "moved {} times as far per element as",
+        "moved furthest per element",
+        "moved equally far per element",
+        "moved furthest of all per element",
     ),
     "relative_shift": _Words(
-        "moved {} times as far for its size as", "moved furthest for its size", "moved equally far for their size"
+        "moved {} times as far for its size as",
+        "moved furthest for its size",
+        "moved equally far for their size",
+        "moved furthest of all for its size",
     ),
-    "cosine": _Words("turned {} times as far (by 1 − cosine) as", "turned furthest", "turned equally far"),
+    "cosine": _Words(
+        "turned {} times as far (by 1 − cosine) as", "turned furthest", "turned equally far", "turned furthest of all"
+    ),
     "changed_share": _Words(
         "has {} times the share of changed elements of",
         "has the largest share of changed elements",
         "have the same share of changed elements",
+        "has the largest share of all",
     ),
     "max_abs_shift": _Words(
         "has a largest change {} times that of",
-        "has the largest change of all elements",
+        "has the largest change of an element",
         "have the same largest change",
+        "has the largest change of all",
     ),
 }
 _OUTSIDE = {"embedding": "the embedding", "norm": "the final norm", "head": "the head"}
@@ -186,7 +197,7 @@ def _comparison(weights: Sequence[TensorDelta], known: Sequence[_Seen], figure: 
     if len(inner) == 1 or inner[0].size > inner[1].size:
         said += _layer_clause([d for d in weights if d.layer is not None and d.module == inner[0].name], figure)
     if outer and outer[0].size > inner[0].size:
-        said += f"; {outer[0].name} {_WORDS[figure].most}" + " of all"
+        said += f"; {outer[0].name} {_WORDS[figure].beyond}"
     return said
 
 

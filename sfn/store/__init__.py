@@ -63,6 +63,8 @@ ORDERS: Mapping[str, str] = {
     "shortest": "n_tokens, id",
 }
 
+_PAIR_COLUMNS = tuple(f.name for f in fields(SavedPair))
+_SELECT_PAIRS = f"SELECT {', '.join(_PAIR_COLUMNS)} FROM pairs"
 _TOKENS_PER_S = """CASE WHEN n_tokens > 1 AND elapsed_s > first_token_s
     THEN (n_tokens - 1) / (elapsed_s - first_token_s) ELSE 0 END AS tokens_per_s"""
 
@@ -125,16 +127,15 @@ class Store:
 
     def save_pair(self, key: str, a: Side | str, b: Side | str, summary: Mapping[str, Any]) -> None:
         """Remember the pair `key`; `summary` must be JSON. A side given as a string is a label alone."""
-        columns = [f.name for f in fields(SavedPair)]
-        self._write(_upsert("pairs", columns, ["key"]), pair_row(key, a, b, summary))
+        self._write(_upsert("pairs", _PAIR_COLUMNS, ["key"]), pair_row(key, a, b, summary))
 
     def pairs(self) -> list[SavedPair]:
         """Every pair that was saved, the newest first."""
-        return [saved_pair(row) for row in self._read("SELECT * FROM pairs ORDER BY saved_at DESC, key")]
+        return [saved_pair(row) for row in self._read(f"{_SELECT_PAIRS} ORDER BY saved_at DESC, key")]
 
     def pair(self, key: str) -> SavedPair | None:
         """The pair saved under `key`, if there is one."""
-        rows = self._read("SELECT * FROM pairs WHERE key = ?", [key])
+        rows = self._read(f"{_SELECT_PAIRS} WHERE key = ?", [key])
         return saved_pair(rows[0]) if rows else None
 
     # Deltas

@@ -87,6 +87,19 @@ def test_figures_disagree_and_so_do_their_sentences():
     assert sentence(found, "changed_share") == "up_proj and q_proj have the same share of changed elements."
 
 
+def test_what_lies_outside_the_layers_is_named_when_it_changed_more():
+    found = [*layers("q_proj", 1), *layers("o_proj", 2), moved(NORM, 3, a=2.0), moved(EMBEDDING, 0.5)]
+    said = [sentence(found, figure).partition("; ")[2] for figure in FIGURES]
+    assert said == [
+        "the final norm moved furthest of all.",
+        "the final norm moved furthest of all per element.",
+        "",  # 3 / 2 is less than o_proj's 2 / 1
+        "",
+        "",
+        "the final norm has the largest change of all.",
+    ]
+
+
 def test_cosine_counts_by_its_distance_from_one():
     a = torch.tensor([1.0, 0.0])
     still = measure(a, a * 3, name="model.layers.0.self_attn.q_proj.weight")
