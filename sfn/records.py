@@ -94,6 +94,11 @@ class Sampling:
     seed: int = 0
     stop: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        # One number, one key: a temperature given as 0 is the temperature 0.0.
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "top_p", float(self.top_p))
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
