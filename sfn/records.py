@@ -106,9 +106,9 @@ class Question:
 
     Attributes:
         pair_key: content key of the pair (`Pair.key`). plan_key: content key of the weights (`Plan.key`).
-        recipe: canonical text of the recipe ("" = all A). prompt: as typed. mode: "plain" completion or "chat" template.
+        recipe: canonical text of the recipe ("" = all A). prompt: as typed. mode: "plain" completion or "chat".
         tokenizer: whose tokenizer and chat template are used, "A" or "B".
-        engine, engine_version: "transformers" / "vllm" and its version. device: "cpu", "cuda", ... dtype: "bfloat16", ...
+        engine, engine_version: "transformers" or "vllm", and its version. device: "cpu", "cuda". dtype: "bfloat16".
     """
 
     pair_key: str
