@@ -30,7 +30,7 @@ def main() -> None:
         with failures.shown():
             sidebar.draw()
             for problem in state.problems():
-                st.warning(problem)
+                st.warning(failures.escaped(problem))
             page.run()
             sidebar.catch_up()
             cached.warm_up()

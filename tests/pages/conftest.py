@@ -28,8 +28,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[workbench
     """The workbench of this process, on an empty results database."""
     monkeypatch.setenv("SFN_CACHE", str(tmp_path / "cache"))
     workbench.close()
-    st.cache_data.clear()
-    st.cache_resource.clear()
+    st.cache_resource.clear()  # pairs that the jobs of another test opened; `cache_data` is keyed by content
     yield workbench.current()
     workbench.close()
 

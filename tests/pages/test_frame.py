@@ -16,11 +16,6 @@ TITLES = {
 }
 
 
-def body(app) -> str:
-    """Everything that was written as HTML, Markdown or captions."""
-    return "\n".join(element.value for element in [*app.get("html"), *app.markdown, *app.caption])
-
-
 @pytest.mark.parametrize("page", TITLES)
 def test_a_page_opens_cold(visit, page):
     app = visit(page)

@@ -1,0 +1,100 @@
+"""Delta: measured by itself when small, drawn from the store, cancelled and resumed, one tensor opened."""
+
+from __future__ import annotations
+
+import json
+
+from sfn import checkpoints, pairs
+from sfn.ui import delta_view
+from tests.pages.conftest import finish_scan
+
+TENSOR = "model.layers.1.self_attn.o_proj.weight"
+
+
+def charts(app) -> list[dict]:
+    return [json.loads(element.proto.spec) for element in app.get("vega_lite_chart")]
+
+
+def titles(app) -> list[str]:
+    found = [chart.get("title", "") for chart in charts(app)]
+    return [title["text"] if isinstance(title, dict) else title for title in found]
+
+
+def measured(visit, bench, **query):
+    visit("delta")
+    finish_scan(bench)
+    return visit("delta", **query)
+
+
+def test_a_small_pair_is_measured_by_itself(visit, bench, folders):
+    visit("delta")
+    finish_scan(bench)
+    with checkpoints.open(folders[0]) as a, checkpoints.open(folders[1]) as b:
+        pair = pairs.compare(a, b)
+        assert len(bench.store.deltas(pair.key)) == sum(row.comparable for row in pair.rows)
+
+
+def test_board_lines_and_a_histogram_per_module_are_drawn(visit, bench):
+    app = measured(visit, bench)
+    assert not app.exception
+    assert titles(app)[:2] == ["L2 shift of every module in every layer", "L2 shift over the layers"]
+    assert {"q_proj", "o_proj", "down_proj"} <= set(titles(app)[2:])
+
+
+def test_the_frame_of_the_charts_does_not_depend_on_the_data(visit, bench):
+    early = charts(visit("delta"))[0]
+    finish_scan(bench)
+    assert charts(visit("delta"))[0] == early
+
+
+def test_what_is_stored_is_not_measured_again(visit, bench):
+    measured(visit, bench)
+    jobs = [job for job in bench.jobs.recent(60) if job.key.startswith("scan:")]
+    assert len(jobs) == 1
+
+
+def test_a_large_pair_waits_for_the_button(visit, bench, monkeypatch):
+    monkeypatch.setattr(delta_view, "_SMALL_BYTES", 0)
+    app = visit("delta")
+    assert not bench.jobs.active()
+    app.button(key="start_scan").click().run()
+    finish_scan(bench)
+    app.run()
+    assert not app.exception
+    assert any("tensors measured" in caption.value for caption in app.caption)
+
+
+def test_a_tensor_in_the_address_is_open(visit, bench):
+    app = measured(visit, bench, tensor=TENSOR)
+    assert "Relative change of every element" in titles(app)
+    shown = "\n".join(element.proto.body for element in app.main.get("html"))
+    assert "layer 1 · o_proj" in shown
+    assert "relative shift" in shown
+
+
+def test_before_after_and_close(visit, bench):
+    app = measured(visit, bench, tensor=TENSOR)
+    app.button(key="tensor_after").click().run()
+    assert app.session_state["tensor"] == "model.layers.1.post_attention_layernorm.weight"
+    app.button(key="tensor_before").click().run()
+    assert app.session_state["tensor"] == TENSOR
+    app.button(key="tensor_close").click().run()
+    assert "Relative change of every element" not in titles(app)
+
+
+def test_a_bias_is_reached_from_its_weight(visit, bench):
+    app = measured(visit, bench, tensor="model.layers.0.self_attn.q_proj.weight")
+    app.selectbox(key="_tensor_sibling").set_value("model.layers.0.self_attn.q_proj.bias").run()
+    assert app.session_state["tensor"] == "model.layers.0.self_attn.q_proj.bias"
+    assert not app.exception
+
+
+def test_what_is_seen_is_said_in_words_with_a_warning(visit, bench):
+    app = measured(visit, bench)
+    assert any("furthest" in element.value for element in app.markdown)
+    assert any("A large change does not show" in caption.value for caption in app.caption)
+
+
+def test_the_form_in_use_is_named(visit, bench):
+    app = measured(visit, bench, form="paper", tensor=TENSOR)
+    assert "(w_B − w_A) / w_A" in json.dumps(charts(app), ensure_ascii=False)
