@@ -135,8 +135,7 @@ def _rewritten(steps: list[_Step], start: Source | None) -> list[_Step]:
             base.update(dict.fromkeys(under, step.source))
         for span in spans:
             if step.where is None or _overlap((span,), step.where):
-                gone = step.name != "all" and table[span]["all"] == Source("remove")
-                table[span].update({} if gone else dict.fromkeys(under, step.source))
+                table[span].update(dict.fromkeys(under, step.source))
     result = []
     for node in _NODES:
         source = base[node]
