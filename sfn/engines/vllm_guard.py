@@ -2,16 +2,18 @@
 goes, it ends the server and every process that the server started. Standard library only; run by path, never imported
 by the app.
 
-    python vllm_guard.py RECORD COMMAND...
+    python vllm_guard.py RECORD FOLDER COMMAND...
 
 stdin is a pipe that only the owner holds open: its end is the owner's end. RECORD is where the guard notes what it
-started (JSON), so that a later start can clean up should guard and owner be killed together.
+started (JSON), so that a later start can clean up should guard and owner be killed together. FOLDER is the server's own
+(its socket lies there) and goes with it.
 """
 
 import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,20 +23,21 @@ GRACE_S = 5.0  # what a server gets to end by itself
 _PR_SET_PDEATHSIG = 1
 
 
-def main(record: str, command: list[str]) -> int:
+def main(record: str, folder: str, command: list[str]) -> int:
     """Run `command` until it ends or the owner does; returns its exit status."""
     owner = os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))  # runs the `finally` below
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent)
     try:
-        write_record(record, owner=owner, session=server.pid)
+        write_record(record, owner=owner, session=server.pid, folder=folder)
         while server.poll() is None:
             if select.select([0], [], [], 0.5)[0] and not os.read(0, 4096):
                 return 0
         return server.returncode
     finally:
         end_session(server.pid, start_ticks(server.pid), server.poll)
+        shutil.rmtree(folder, ignore_errors=True)
         if os.path.exists(record):
             os.unlink(record)
 
@@ -44,13 +47,14 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def write_record(path: str, *, owner: int, session: int) -> None:
+def write_record(path: str, *, owner: int, session: int, folder: str) -> None:
     """Note owner, guard and session with their start times: a process id alone may be given out again."""
     content = {
         "owner": [owner, start_ticks(owner)],
         "guard": [os.getpid(), start_ticks(os.getpid())],
         "session": [session, start_ticks(session)],
         "boot": boot_id(),
+        "folder": folder,
     }
     with open(path + ".part", "w", encoding="utf-8") as file:
         json.dump(content, file)
@@ -119,4 +123,4 @@ def boot_id() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

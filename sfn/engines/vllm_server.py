@@ -31,26 +31,26 @@ MODEL = "sfn"  # the name under which the model is served
 # Not the `vllm` command: that of the CPU build does not find its own version and dies.
 COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 _KEPT_LOGS = 10
-_STAGES = (  # what the log says -> what a person reads
-    ("Application startup complete", "almost there"),
-    ("reading answers", "almost there"),
-    ("# GPU blocks", "preparing memory for answers"),
-    ("Loading weights took", "preparing memory for answers"),
+_STAGES = (  # what its log says, latest first -> what a person reads
+    ("Starting vLLM server on", "almost there"),
+    ("KV cache size", "opening its door"),
     ("Starting to load model", "loading the weights"),
-    ("Initializing a V1 LLM engine", "starting its processes"),
+    ("Initializing a V1 LLM engine", "starting its worker"),
+    ("Resolved architecture", "starting its engine"),
 )
 
 
 def cache_folder() -> Path:
     """Where SfN writes: SFN_CACHE, or cache/ beside the package."""
-    return Path(os.environ.get("SFN_CACHE") or Path(sfn.__file__).parents[1] / "cache")
+    return Path(os.environ.get("SFN_CACHE") or Path(sfn.__file__).parents[1] / "cache").absolute()
 
 
 class Server:
     """A running vLLM server. Made by `start`, which returns before the server is ready; `wait_ready` waits."""
 
     def __init__(self, guard: subprocess.Popen, folder: Path, record: Path, log: Path) -> None:
-        self._guard, self._folder, self._record, self.log = guard, folder, record, log
+        self._guard, self._record, self.log = guard, record, log
+        self._socket = folder / "http"
         self._closed = False
 
     @property
@@ -126,7 +126,7 @@ class Server:
             reader.join(timeout=5)
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
-        connection = _UnixConnection(str(self._folder / "http"), timeout=timeout_s)
+        connection = _UnixConnection(str(self._socket), timeout=timeout_s)
         try:
             connection.connect()
         except OSError as error:
@@ -145,8 +145,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self._guard.kill()
             self._guard.wait()
-        _end_recorded(self._record)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _end_recorded(self._record)  # where the guard itself was killed, it is still there
 
 
 def start(arguments: Sequence[str], environment: dict[str, str]) -> Server:
@@ -166,7 +165,7 @@ def start(arguments: Sequence[str], environment: dict[str, str]) -> Server:
         out.write(f"{' '.join(command)}\n")
         out.flush()
         guard = subprocess.Popen(
-            [sys.executable, "-I", vllm_guard.__file__, str(record), *command],
+            [sys.executable, "-I", vllm_guard.__file__, str(record), str(folder), *command],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -190,6 +189,8 @@ def _end_recorded(record: Path) -> None:
     content = _read_record(record)
     if content.get("boot") == vllm_guard.boot_id() and content.get("session"):
         vllm_guard.end_session(*content["session"])
+    if folder := content.get("folder"):
+        shutil.rmtree(folder, ignore_errors=True)
     record.unlink(missing_ok=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,10 @@ import pytest
 
 import sfn
 from sfn import checkpoints, engines, pairs, recipes, surgery
+from sfn.engines import hardware
 from tests.engine.cases import MAX_TOKENS, QUESTIONS, RECIPES, Said
+
+SHARE_OF_GPU = 0.3  # of its memory, for each engine of these tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,18 +57,24 @@ def merged(pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def fresh_run(pair, merged, prompts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen]:
-    """Fresh engines, running beside the server while it starts."""
+def fresh_run(
+    pair, merged, prompts, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """Fresh engines, running beside the server while it starts; on a GPU before it, since they share its memory."""
     from sfn.engines.vllm_engine import VllmEngine
 
-    work = tmp_path_factory.mktemp("fresh") / "work.json"
+    folder = tmp_path_factory.mktemp("fresh")
     options = VllmEngine(pair).same_numbers()
-    content = {"folders": {name: str(folder) for name, folder in merged.items()}, "prompts": prompts}
-    work.write_text(json.dumps(content | {"max_tokens": MAX_TOKENS, "options": options}))
-    command = [sys.executable, str(Path(__file__).with_name("fresh.py")), str(work)]
-    with work.with_name("stderr").open("w") as errors:
-        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ)
-    yield run
+    if options.get("gpu_memory_utilization") is None:
+        options["gpu_memory_utilization"] = SHARE_OF_GPU
+    content = {"folders": {name: str(path) for name, path in merged.items()}, "prompts": prompts}
+    (folder / "work.json").write_text(json.dumps(content | {"max_tokens": MAX_TOKENS, "options": options}))
+    command = [sys.executable, str(Path(__file__).with_name("fresh.py")), str(folder / "work.json")]
+    with (folder / "out").open("w") as out, (folder / "errors").open("w") as errors:
+        run = subprocess.Popen(command, stdout=out, stderr=errors, start_new_session=True)
+    if hardware.device_for("vllm") == "cuda":
+        run.wait(timeout=600)
+    yield run, folder
     run.kill()
     run.wait()
 
@@ -74,13 +82,17 @@ def fresh_run(pair, merged, prompts, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def fresh(fresh_run) -> dict[str, list[Said]]:
     """What fresh engines say on the merged checkpoints."""
-    out, _ = fresh_run.communicate(timeout=300)
-    assert fresh_run.returncode == 0, "the fresh engines failed; see pytest's fresh*/stderr"
-    return {name: [Said(**said) for said in answers] for name, answers in json.loads(out.splitlines()[-1]).items()}
+    run, folder = fresh_run
+    assert run.wait(timeout=400) == 0, (folder / "errors").read_text()[-3000:]
+    answers = json.loads((folder / "out").read_text().splitlines()[-1])
+    return {name: [Said(**said) for said in texts] for name, texts in answers.items()}
 
 
 @pytest.fixture(scope="session")
 def engine(pair, cache, fresh_run) -> Iterator[engines.Engine]:
-    with engines.open("vllm", pair) as engine:
-        engine.be(recipes.Recipe())
-        yield engine
+    with pytest.MonkeyPatch.context() as patch:
+        if hardware.device_for("vllm") == "cuda":
+            patch.setenv("SFN_VLLM_ARGS", f"--gpu-memory-utilization {SHARE_OF_GPU}")
+        with engines.open("vllm", pair) as engine:
+            engine.be(recipes.Recipe())
+            yield engine

@@ -128,6 +128,24 @@ def test_a_wrong_recipe_touches_nothing(a):
     assert text_of(a.generate(PROMPT, max_tokens=8)) == before
 
 
+def test_a_worker_refuses_what_does_not_fit_and_keeps_its_weights(a, pair):
+    from sfn.engines import orders
+
+    before = text_of(a.generate(PROMPT, max_tokens=8))
+    good = orders.order(pair, recipes.resolve(recipes.parse("all=B"), pair))
+    for change, words in (
+        ({"stamp": "other files"}, "changed since the pair was opened"),
+        ({"recipe": "o_proj=zero"}, "changed since the pair was opened"),
+        ({"recipe": "nonsense=B"}, "nonsense"),
+        ({"b": "/nowhere"}, "/nowhere"),
+    ):
+        body = {"method": "sfn_become", "args": [good | change]}
+        (result,) = a._server.call("POST", "/collective_rpc", body)["results"]
+        assert words in result["error"]
+        assert result["touched"] is False
+    assert text_of(a.generate(PROMPT, max_tokens=8)) == before
+
+
 def test_a_dead_server_is_told_and_started_again(engine):
     engine.be(recipes.parse("all=B"))
     before = text_of(engine.generate(PROMPT, max_tokens=24))

@@ -22,7 +22,8 @@ STUBBORN = "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_I
 SERVER = STUBBORN.format(child=f"subprocess.Popen([sys.executable, '-c', {STUBBORN.format(child='pass')!r}])")
 OWNER = """
 import subprocess, sys
-guard = subprocess.Popen([sys.executable, "-I", sys.argv[1], sys.argv[2], sys.executable, "-c", sys.argv[3]],
+guard = subprocess.Popen([sys.executable, "-I", sys.argv[1], sys.argv[2] + "/vllm-1.json", sys.argv[2] + "/own",
+                          sys.executable, "-c", sys.argv[3]],
                          stdin=subprocess.PIPE, start_new_session=True)
 sys.stdin.read()
 """
@@ -38,7 +39,8 @@ def owner(tmp_path):
     """An owner with a guarded server of two processes; its record lies in tmp_path."""
     guard = tmp_path / "guard.py"
     guard.write_text(Path(vllm_guard.__file__).read_text().replace("GRACE_S = 5.0", "GRACE_S = 0.5"))
-    command = [sys.executable, "-c", OWNER, str(guard), str(tmp_path / "vllm-1.json"), SERVER]
+    command = [sys.executable, "-c", OWNER, str(guard), str(tmp_path), SERVER]
+    (tmp_path / "own").mkdir()
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert wait_until(lambda: (tmp_path / "vllm-1.json").exists() and len(members(tmp_path)) == 2)
     time.sleep(0.3)  # until both are deaf
@@ -71,6 +73,7 @@ def test_the_owners_end_is_the_servers(owner, tmp_path, end):
         owner.stdin.close()
     assert wait_until(lambda: not vllm_guard.session_members(*session))
     assert wait_until(lambda: not (tmp_path / "vllm-1.json").exists())
+    assert not (tmp_path / "own").exists()
 
 
 def test_the_servers_end_is_its_childrens(owner, tmp_path):
@@ -90,6 +93,7 @@ def test_what_a_killed_guard_and_owner_left_is_ended_at_the_next_start(owner, tm
     vllm_server.clean_up(tmp_path)
     assert not vllm_guard.session_members(*record["session"])
     assert not (tmp_path / "vllm-1.json").exists()
+    assert not (tmp_path / "own").exists()
 
 
 def test_a_number_given_to_another_process_is_left_alone(tmp_path):

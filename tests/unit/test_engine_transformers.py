@@ -58,8 +58,9 @@ def say(engine, **how) -> str:
 def reference(folder: Path, prompt: str, n: int) -> list[int]:
     """Greedy token ids of transformers' own `generate` on a checkpoint on disk, without stopping at an end token."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
     ids = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").input_ids
-    out = model.generate(ids, do_sample=False, max_new_tokens=n, min_new_tokens=n, pad_token_id=0)
+    out = model.generate(ids, do_sample=False, max_new_tokens=n, pad_token_id=0)
     return out[0, ids.shape[1] :].tolist()
 
 
