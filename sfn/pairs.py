@@ -37,7 +37,8 @@ class TensorPair:
     Attributes:
         part: the name's anatomy. a, b: what is stored there, None where that side has none; a tied side lends its
             embedding to the head's row, under the head's name.
-        comparable: same shape on both sides. movable: B's, cast to A's dtype, can take the place of A's.
+        comparable: same shape on both sides; of embeddings and heads of other vocabulary sizes, the rows that both
+            have (by token id). movable: B's, cast to A's dtype, can take the place of A's.
         problem: why not, in a sentence; "" where nothing stands in the way.
     """
 
@@ -163,12 +164,17 @@ def _row(name: str, a: TensorInfo | None, b: TensorInfo | None, stop: str | None
         return TensorPair(name, parse(name), a, b, False, False, problem)
     if a.shape != b.shape:
         problem = f"The shapes differ: {_shape(a)} in A, {_shape(b)} in B."
-        return TensorPair(name, parse(name), a, b, False, False, problem)
+        return TensorPair(name, parse(name), a, b, _common_rows(parse(name), a, b), False, problem)
     castable = a.dtype == b.dtype or {a.dtype, b.dtype} <= PLAIN_FLOATS
     if stop is not None:
         return TensorPair(name, parse(name), a, b, True, False, f"The models cannot be merged: {stop}")
     problem = "" if castable else f"{b.dtype} of B cannot stand in for {a.dtype} of A: one of them holds codes."
     return TensorPair(name, parse(name), a, b, True, castable, problem)
+
+
+def _common_rows(part: Part, a: TensorInfo, b: TensorInfo) -> bool:
+    """Whether the rows that both have can be compared: vocabularies of other sizes, one row per token, same width."""
+    return part.block in ("embedding", "head") and len(a.shape) == len(b.shape) == 2 and a.shape[1] == b.shape[1]
 
 
 def _shape(info: TensorInfo) -> str:
@@ -215,7 +221,8 @@ def _vocabulary(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
             "vocabulary",
             "limit",
             f"The embedding has {rows[0]:,} rows in A, {rows[1]:,} in B.",
-            "Embedding and head cannot be compared or moved; every other module can.",
+            f"Delta compares the first {min(rows):,} rows of embedding and head, which may stand for other tokens where "
+            "the tokenizers differ. The two cannot be moved; every other module can.",
         )
 
 
@@ -232,7 +239,7 @@ def _row_findings(rows: list[TensorPair]) -> Iterator[Finding]:
                 if side == "A"
                 else "They are left out of delta, and a merged model, which is built as A is, has no place for them.",
             )
-    shapes = [row.part for row in rows if row.a and row.b and row.a.shape != row.b.shape]
+    shapes = [row.part for row in rows if row.a and row.b and row.a.shape != row.b.shape and not row.comparable]
     if shapes:
         yield Finding(
             "shapes",
@@ -275,6 +282,18 @@ def _gathered(parts: list[Part], shown: int = 6) -> str:
     return ", ".join(words[:shown]) + (f" and {len(words) - shown} more" if len(words) > shown else "")
 
 
+# Topics of findings that a reader expects to hear of, also when there is nothing to say.
+_TOPICS_OF_CONFIG = ("architecture", "hidden size", "heads", "MLP width", "activation", "norm", "rope", "context")
+_TOPICS = ("depth", "vocabulary", "tied head", "shapes", "dtype", "tokenizer", "chat template", "end token")
+
+
+def _alike(pair: Pair) -> list[str]:
+    """Topics that were looked at and gave no finding."""
+    found = {finding.topic for finding in pair.findings}
+    looked_at = (*(_TOPICS_OF_CONFIG if pair.a.config and pair.b.config else ()), *_TOPICS)
+    return [topic for topic in looked_at if topic not in found]
+
+
 def _report_lines(pair: Pair) -> Iterator[str]:
     yield pair.label
     for side, checkpoint in (("A", pair.a), ("B", pair.b)):
@@ -289,6 +308,8 @@ def _report_lines(pair: Pair) -> Iterator[str]:
     movable = sum(row.movable for row in pair.rows)
     yield ""
     yield f"Matches: {comparable} of {len(pair.rows)} tensors can be compared, {movable} can be moved from B into A."
+    if alike := _alike(pair):
+        yield f"The same on both sides: {', '.join(alike)}."
     if not pair.findings:
         yield "Differs: nothing but the weights."
         return

@@ -51,6 +51,7 @@ def test_equal_models_match_in_everything(tmp_path: Path) -> None:
     assert names[-2:] == ["model.norm.weight", "lm_head.weight"]
     assert "27 of 27 tensors can be compared, 27 can be moved" in pair.report()
     assert "nothing but the weights" in pair.report()
+    assert "The same on both sides: architecture, hidden size, heads" in pair.report()
 
 
 def test_key_follows_content_and_order(tmp_path: Path) -> None:
@@ -136,7 +137,9 @@ def test_vocabulary_sizes_may_differ(tmp_path: Path) -> None:
     pair = compared(tiny_qwen2(tmp_path / "a"), tiny_qwen2(tmp_path / "b", seed=1, vocab=320))
     assert topics(pair)["vocabulary"].sentence == "The embedding has 288 rows in A, 320 in B."
     assert not pair.by_name["model.embed_tokens.weight"].movable
-    assert not pair.by_name["lm_head.weight"].comparable
+    assert pair.by_name["lm_head.weight"].comparable
+    assert "first 288 rows" in topics(pair)["vocabulary"].means
+    assert "shapes" not in topics(pair)
     assert pair.by_name["model.layers.0.self_attn.o_proj.weight"].movable
     assert pair.mergeable
 
