@@ -15,6 +15,8 @@ from sfn.errors import RecipeError, SurgeryError
 from sfn.recipes import Source
 from tests.builders import tiny_llama, tiny_qwen2, tiny_qwen3, tiny_qwen3_moe, write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 
 def open_pair(a: Path, b: Path) -> pairs.Pair:
     return pairs.compare(checkpoints.open(a), checkpoints.open(b))
