@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sfn import anatomy
@@ -56,8 +56,8 @@ class Source:
         elif kind not in ("A", "B", "zero", "remove"):
             raise RecipeError(f"{kind!r} is no source. Legal are {_SOURCES}.")
         alpha = {"A": 0.0, "B": 1.0}.get(kind, alpha)
-        for field, value in (("kind", kind), ("alpha", alpha), ("seed", seed)):
-            object.__setattr__(self, field, value)
+        for attribute, value in (("kind", kind), ("alpha", alpha), ("seed", seed)):
+            object.__setattr__(self, attribute, value)
 
     def __str__(self) -> str:
         if self.kind == "blend":
@@ -112,14 +112,20 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What comes from where, always in canonical form: two spellings that mean the same on every model built of known
-    parts are equal and share a hash. `Recipe()` is all A. Later rules win."""
+    parts are equal and share a hash. `Recipe()` is all A. Later rules win.
+
+    Attributes:
+        rules: canonical. written: as given, so that a rule which changes nothing is still checked against a pair.
+    """
 
     rules: tuple[Rule, ...] = ()
+    written: tuple[Rule, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         from sfn.recipes.canonical import canonical  # it needs Rule
 
-        object.__setattr__(self, "rules", canonical(tuple(self.rules)))
+        object.__setattr__(self, "written", tuple(self.rules))
+        object.__setattr__(self, "rules", canonical(self.written))
 
     def __str__(self) -> str:
         return "; ".join(str(rule) for rule in self.rules)

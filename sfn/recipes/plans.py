@@ -61,6 +61,8 @@ def resolve(recipe: Recipe, pair: Pair) -> Plan:
         RecipeError: a name or layer that A does not have, a name that matches nothing in its layers, a tensor that
             is to come from B and cannot, or a recipe that removes every layer.
     """
+    for rule in recipe.written:
+        _check_rule(rule, pair)
     decided = _decide(recipe, pair)
     _check_sources(decided, pair)
     sources = {row.name: decided[row.name][0] for row in pair.rows if row.a is not None}
@@ -113,15 +115,23 @@ def _decide(recipe: Recipe, pair: Pair) -> dict[str, tuple[Source, Rule | None]]
     """Last rule wins: for each tensor of either side its source, and the rule that says so."""
     decided: dict[str, tuple[Source, Rule | None]] = {row.name: (_A, None) for row in pair.rows}
     for rule in recipe.rules:
-        _check_layers(rule, pair)
         for name in rule.names:
-            found = [row for row in pair.rows if matches(name, row.part) and _lies_in(rule.where, row.part.layer)]
-            _check_found(name, rule, found, pair)
-            for row in found:
+            for row in _found(name, rule, pair):
                 gone = decided[row.name][0].kind == "remove" and name != "all"
                 if not gone:  # in a removed layer nothing else matters, until `all` brings it back
                     decided[row.name] = (rule.source, rule)
     return decided
+
+
+def _found(name: str, rule: Rule, pair: Pair) -> list[TensorPair]:
+    return [row for row in pair.rows if matches(name, row.part) and _lies_in(rule.where, row.part.layer)]
+
+
+def _check_rule(rule: Rule, pair: Pair) -> None:
+    """Raise RecipeError for a layer that A lacks and for a name that matches nothing, also where it changes nothing."""
+    _check_layers(rule, pair)
+    for name in rule.names:
+        _check_found(name, rule, _found(name, rule, pair), pair)
 
 
 def _lies_in(where: Where, layer: int | None) -> bool:

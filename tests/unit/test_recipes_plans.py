@@ -197,6 +197,8 @@ def test_presets_fit(preset, pair, moe, gpt2):
         ("norm@0-3=B", ["'norm' is in no layer"]),
         ("q_norm@all=B", ["'q_norm'", "A does not have"]),
         ("router@all=B", ["'router'"]),
+        ("oproj@all=A", ["'oproj'", "Did you mean 'o_proj'?"]),
+        ("o_proj@9=B; all@all=B", ["o_proj@9=B", "layers 9"]),
         ("all@0-3=remove", ["removes all 4 layers"]),
     ],
 )
