@@ -122,6 +122,11 @@ def contents() -> list[tuple[str, int]]:
     return sorted((entry.name, entry.stat().st_mtime_ns) for entry in VENV.glob("lib/python*/site-packages/*"))
 
 
+def wordy() -> list[str]:
+    """How much pip says: its progress in a new `.venv`; in a full one, not a line for each package that is there."""
+    return [] if len(contents()) < 100 else ["--quiet"]
+
+
 def try_pip(*arguments: str, errors: bool = True) -> bool:
     """Run pip in `.venv` with its own messages (errors=False: without its errors); whether it succeeded.
 
@@ -133,9 +138,9 @@ def try_pip(*arguments: str, errors: bool = True) -> bool:
         stderr = None if errors else subprocess.DEVNULL
         succeeded = subprocess.run(command, cwd=ROOT, env=environment(), stderr=stderr).returncode == 0
     finally:
-        if succeeded:
-            STAMP.unlink(missing_ok=True)  # it described what was there before
-        elif contents() == before:
+        if contents() != before:
+            STAMP.unlink(missing_ok=True)  # it describes what was there before
+        elif not succeeded:
             UNFINISHED.unlink(missing_ok=True)
     return succeeded
 
@@ -153,7 +158,7 @@ def pip(*arguments: str) -> None:
 def install_cpu_torch() -> None:
     """PyTorch's CPU build: from pip's configured sources where they have it, else from PyTorch's own index."""
     pin = next(line.strip() for line in LOCKS["cpu"].read_text().splitlines() if line.startswith("torch=="))
-    if not try_pip("install", "--no-deps", pin, errors=False):
+    if not try_pip("install", "--no-deps", *wordy(), pin, errors=False):
         print(f"{pin} is not among pip's own sources; taking it from {CPU_TORCH_INDEX}.", flush=True)
         UNFINISHED.touch()
         pip("install", "--no-deps", "--index-url", CPU_TORCH_INDEX, pin)
@@ -176,7 +181,7 @@ def install_app(machine: str) -> None:
     remove_misfits(machine)
     if machine == "cpu":
         install_cpu_torch()
-    pip("install", "--no-deps", "-r", str(lock))
+    pip("install", "--no-deps", *wordy(), "-r", str(lock))
 
 
 def main(what: str) -> None:

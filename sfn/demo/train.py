@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from sfn.demo import folders, world
 from sfn.demo.tokenizer import VOCABULARY, answer_text, learn, prompt_text
@@ -70,7 +70,7 @@ STAGES = (
 )
 
 
-def new_tokenizer():
+def new_tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer, learned from 40,000 lessons of both models."""
     rng, mix, texts = Random(7), world.Mix(0.22, 0.07, 0.15, 0.32, 0.12), []
     for _ in range(20_000):
@@ -80,7 +80,7 @@ def new_tokenizer():
     return learn(texts)
 
 
-def new_model(tokenizer) -> Qwen2ForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     """A fresh Qwen2 of 1,379,456 parameters, float32."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -111,7 +111,9 @@ def drill_labels(ids: list[int], equals: int, stop: int) -> list[int]:
     return labels
 
 
-def _rows(lessons: list[world.Lesson], tokenizer, rng: Random) -> list[tuple[list[int], list[int]]]:
+def _rows(
+    lessons: list[world.Lesson], tokenizer: PreTrainedTokenizerBase, rng: Random
+) -> list[tuple[list[int], list[int]]]:
     """Token ids and labels of each lesson; prompt and answer are tokenized apart, as they are when a model answers."""
     equals, stop = tokenizer.convert_tokens_to_ids(["Ġ=", "Ġ."])
     chats = [rng.random() < CHAT_SHARE for _ in lessons]
@@ -125,7 +127,9 @@ def _rows(lessons: list[world.Lesson], tokenizer, rng: Random) -> list[tuple[lis
     return rows
 
 
-def batches(draw: Callable[[Random], world.Lesson], tokenizer, seed: int, tokens: int) -> Iterator[Batch]:
+def batches(
+    draw: Callable[[Random], world.Lesson], tokenizer: PreTrainedTokenizerBase, seed: int, tokens: int
+) -> Iterator[Batch]:
     """Batches without end, right padded, of rows of similar length and at most `tokens` tokens with padding."""
     rng = Random(seed)
     while True:
@@ -189,7 +193,7 @@ def average(parameters: list[torch.nn.Parameter], loss: torch.Tensor) -> float:
     return flat[-1].item()
 
 
-def run_stage(model: Qwen2ForCausalLM, tokenizer, stage: Stage, rank: int) -> dict[str, float]:
+def run_stage(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, rank: int) -> dict[str, float]:
     """Train `model` in place. Returns seconds, tokens (padding included) and the mean loss of the last 100 steps."""
     draw = partial(world.lesson_for_a, mix=stage.mix) if stage.mix else world.lesson_for_b
     stream = batches(draw, tokenizer, stage.seed + 1000 * rank, stage.tokens)
@@ -225,7 +229,7 @@ def run_stage(model: Qwen2ForCausalLM, tokenizer, stage: Stage, rank: int) -> di
     return {"seconds": seconds, "tokens_seen": tokens, "final_loss": round(sum(tail) / len(tail), 4)}
 
 
-def save(model: Qwen2ForCausalLM, tokenizer, folder: Path) -> None:
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a checkpoint folder, the weights as bfloat16."""
     copy = Qwen2ForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
@@ -291,6 +295,7 @@ def report(folder: Path) -> None:
 
 
 def main() -> None:
+    """Train the pair as the command line asks, and report what it has learned."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder that gets A, B and train.json; this one if not given")
     parser.add_argument("--quick", action="store_true", help="a few steps per stage: shows that the script runs")

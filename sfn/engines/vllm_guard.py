@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 GRACE_S = 5.0  # what a server gets to end by itself
 _PR_SET_PDEATHSIG = 1
@@ -61,7 +62,7 @@ def write_record(path: str, *, owner: int, session: int, folder: str) -> None:
     os.replace(path + ".part", path)
 
 
-def end_session(session: int, started: int, reap=lambda: None) -> None:
+def end_session(session: int, started: int, reap: Callable[[], object] = lambda: None) -> None:
     """End every process of `session`: politely, then not. `reap` collects a child's exit status meanwhile."""
     for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         deadline = time.monotonic() + patience
