@@ -6,8 +6,10 @@ it uses that name as its key, with `**KEEP`, so that the choice survives page sw
 anything is drawn and `write` after the page:
 
 - `read` takes values from the URL when a session begins, when the page was changed by a link that carries values, and
-  when the browser goes back or forward. On every other run the session is right and the URL follows, because a click
-  may overtake the message that updates the URL.
+  when the browser goes back or forward; what such an address leaves out is at its default. On every other run the
+  session is right and the URL follows, because a click may overtake the message that updates the URL. An address
+  without any value is what the navigation on top leads to (the session's choices stay), and what it leaves behind in
+  the browser's history before `write` completes it (going back there leaves the pair as it is).
 - `write` makes the URL say what the page shows. Defaults are left out, so that a plain state has a plain address.
 
 Streamlit's own `bind="query-params"` was not used: it drops a bad value without a word, forgets other pages' choices
@@ -28,6 +30,7 @@ from sfn.errors import SfnError
 
 KEEP: dict[str, Any] = {"persist_state": "session"}
 
+_SIDES = ("a", "b")
 _PAGE = "_page"  # the page of the last run
 _PROBLEMS = "_url_problems"
 _OWNER = "_owner"
@@ -183,7 +186,7 @@ def read(page: str) -> None:
         raw = st.query_params.get(parameter.name)
         if raw is not None:
             _take(parameter, raw)
-        elif history:
+        elif not first and (st.query_params or (history and parameter.name not in _SIDES)):
             put(parameter.name, parameter.default)
 
 
