@@ -12,7 +12,7 @@ import pytest
 
 import sfn
 from sfn import checkpoints, engines, pairs, recipes, surgery
-from sfn.engines import hardware
+from sfn.engines import hardware, vllm_guard
 from tests.engine.cases import MAX_TOKENS, QUESTIONS, RECIPES, Said
 
 SHARE_OF_GPU = 0.3  # of its memory, for each engine of these tests
@@ -23,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engine)
+            item.add_marker(pytest.mark.timeout(600))  # a server's start is all imports, slow on a busy machine
             if not vllm.ok:
                 item.add_marker(pytest.mark.skip(reason=vllm.reason))
 
@@ -69,21 +70,23 @@ def fresh_run(
         options["gpu_memory_utilization"] = SHARE_OF_GPU
     content = {"folders": {name: str(path) for name, path in merged.items()}, "prompts": prompts}
     (folder / "work.json").write_text(json.dumps(content | {"max_tokens": MAX_TOKENS, "options": options}))
-    command = [sys.executable, str(Path(__file__).with_name("fresh.py")), str(folder / "work.json")]
+    program = [sys.executable, str(Path(__file__).with_name("fresh.py")), str(folder / "work.json")]
+    # Guarded like a server: it must not outlive these tests either.
+    guard = [sys.executable, "-I", vllm_guard.__file__, str(folder / "record"), str(folder / "own"), *program]
     with (folder / "out").open("w") as out, (folder / "errors").open("w") as errors:
-        run = subprocess.Popen(command, stdout=out, stderr=errors, start_new_session=True)
+        run = subprocess.Popen(guard, stdin=subprocess.PIPE, stdout=out, stderr=errors, start_new_session=True)
     if hardware.device_for("vllm") == "cuda":
         run.wait(timeout=600)
     yield run, folder
-    run.kill()
-    run.wait()
+    run.stdin.close()
+    run.wait(timeout=30)
 
 
 @pytest.fixture(scope="session")
 def fresh(fresh_run) -> dict[str, list[Said]]:
     """What fresh engines say on the merged checkpoints."""
     run, folder = fresh_run
-    assert run.wait(timeout=400) == 0, (folder / "errors").read_text()[-3000:]
+    assert run.wait(timeout=500) == 0, (folder / "errors").read_text()[-3000:]
     answers = json.loads((folder / "out").read_text().splitlines()[-1])
     return {name: [Said(**said) for said in texts] for name, texts in answers.items()}
 
