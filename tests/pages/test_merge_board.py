@@ -7,14 +7,16 @@ import json
 import pandas
 import pytest
 
-from sfn import checkpoints, demo, pairs, recipes
+from sfn import checkpoints, pairs, recipes
 from sfn.ui import board
+from tests.builders import tiny_qwen2
 
 
 @pytest.fixture(scope="module")
-def pair():
-    a, b = (checkpoints.open(folder) for folder in demo.folders())
-    return pairs.compare(a, b)
+def pair(tmp_path_factory):
+    place = tmp_path_factory.mktemp("six")
+    sides = [checkpoints.open(tiny_qwen2(place / name, seed, layers=6)) for seed, name in enumerate(("base", "tuned"))]
+    return pairs.compare(*sides)
 
 
 def drawn(pair, text: str, moved_by=None) -> dict[str, dict]:

@@ -1,0 +1,202 @@
+"""The merge page: recipe, presets and undo in step; real answers of a real engine; what is stored comes back."""
+
+from __future__ import annotations
+
+import html
+
+import pytest
+
+from sfn import checkpoints, engines, pairs, recipes
+from sfn.ui import columns
+from tests.builders import tiny_qwen2
+
+PROMPT = "What is 1 + 1?"
+SHORT = {"prompt": PROMPT, "max_tokens": 12}
+
+
+def verdict(app) -> str:
+    """The line under the recipe."""
+    return next(each.proto.body for each in app.get("html") if 'class="sfn-verdict' in each.proto.body)
+
+
+def feet(app) -> list[str]:
+    """The lines under A, merged, B."""
+    lines = [each.proto.body for each in app.get("html") if 'class="sfn-seat-foot' in each.proto.body]
+    return [line.split(">", 1)[1].split("<")[0] for line in lines]
+
+
+def heads(app) -> list[str]:
+    """Titles of A, merged, B."""
+    return [each.proto.body for each in app.get("html") if 'class="sfn-seat"' in each.proto.body]
+
+
+def answers(app) -> list[str]:
+    """What stands in A, merged, B: model text, or what is said in its place."""
+    found = []
+    for node in app.main:
+        if node.type == "html" and 'class="sfn-answer"' in node.proto.body:
+            found.append(html.unescape(node.proto.body.split(">", 1)[1].removesuffix("</div>")))
+        elif node.type == "text":
+            found.append(node.value)
+    return found
+
+
+def until_done(app):
+    """Wait until every answer on screen is finished, then draw once more."""
+    for answer in app.session_state["_answers_shown"].values():
+        assert answer.finished.wait(120), answer.state
+    return app.run()
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """What the transformers engine says by itself for all A, o_proj of B, all B: {recipe: text}."""
+    place = tmp_path_factory.mktemp("alone")
+    a, b = (checkpoints.open(tiny_qwen2(place / name, seed)) for seed, name in enumerate(("base", "tuned")))
+    found = {}
+    with engines.open("transformers", pairs.compare(a, b)) as engine:
+        for text in ("", "o_proj@all=B", "all@all=B"):
+            engine.be(recipes.parse(text))
+            found[text] = "".join(piece.text for piece in engine.generate(PROMPT, max_tokens=12))
+    return found
+
+
+def test_it_opens_with_nothing_moved_and_a_prompt_that_suits(visit):
+    app = visit("merge")
+    assert app.text_input(key="recipe").value == ""
+    assert "0 of 27 tensors" in verdict(app)
+    assert app.text_area(key="prompt").value.startswith("Can you write a short paragraph")
+    assert app.button(key="run").label == "Start the engine and run"
+    assert app.button(key="stop").disabled
+    assert answers(app)[0] == "Not asked yet."
+    assert "exactly as A does" in answers(app)[1]
+
+
+def test_the_address_decides_recipe_and_settings(visit):
+    app = visit("merge", recipe="o_proj@all=B", prompt="Hello", mode="chat", max_tokens=7, temperature="0.5", seed=3)
+    assert "2 of 27 tensors" in verdict(app)
+    assert app.text_area(key="prompt").value == "Hello"
+    assert app.number_input(key="max_tokens").value == 7
+    assert app.number_input(key="seed").value == 3
+    assert app.session_state["mode"] == "chat"
+
+
+def test_a_bad_recipe_is_a_sentence_and_the_last_good_one_stays(visit):
+    app = visit("merge", recipe="o_proj@all=B")
+    app.text_input(key="recipe").set_value("o_prj@all=B").run()
+    assert not app.exception
+    assert "sfn-bad" in verdict(app)
+    assert "o_prj" in verdict(app)
+    assert app.button(key="run").disabled
+    assert "o_proj@all=B" in heads(app)[1]
+    app.text_input(key="recipe").set_value("q_proj@0=B").run()
+    assert "sfn-bad" not in verdict(app)
+    assert "2 of 27 tensors" in verdict(app)  # weight and bias
+
+
+def test_a_sentence_about_a_recipe_is_never_read_as_html(visit):
+    app = visit("merge", recipe="<img src=x onerror=alert(1)>@all=B")
+    assert "<img" not in verdict(app)
+    assert "&lt;img" in verdict(app)
+
+
+def test_presets_undo_redo_and_clear_keep_the_text_in_step(visit):
+    app = visit("merge")
+    app.button_group(key="preset").set_value("m1").run()
+    assert app.text_input(key="recipe").value == "o_proj@all=B"
+    app.text_input(key="recipe").set_value("mlp@1=B").run()
+    app.button(key="recipe_undo").click().run()
+    assert app.text_input(key="recipe").value == "o_proj@all=B"
+    assert app.session_state["preset"] == "m1"
+    app.button(key="recipe_undo").click().run()
+    assert app.text_input(key="recipe").value == ""
+    assert app.button(key="recipe_undo").disabled
+    app.button(key="recipe_redo").click().run()
+    app.button(key="recipe_redo").click().run()
+    assert app.text_input(key="recipe").value == "mlp@1=B"
+    assert app.session_state["preset"] is None
+    app.button(key="recipe_backspace").click().run()
+    assert app.text_input(key="recipe").value == ""
+    app.button(key="recipe_undo").click().run()
+    assert app.text_input(key="recipe").value == "mlp@1=B"
+
+
+def test_the_three_columns_say_what_the_engine_says_and_the_store_keeps_it(visit, bench, spoken):
+    app = visit("merge", recipe="o_proj@all=B", **SHORT)
+    app.button(key="run").click().run()
+    until_done(app)
+    assert answers(app) == [spoken[""], spoken["o_proj@all=B"], spoken["all@all=B"]]
+    assert len(set(answers(app))) > 1
+    assert len(bench.store.generations()) == 3
+    assert app.button(key="run").disabled
+
+    again = visit("merge", recipe="o_proj@0-1=B", **SHORT)  # another spelling, a fresh session
+    assert answers(again) == answers(app)
+    assert all("from the store" in foot for foot in feet(again))
+    assert len(bench.store.generations()) == 3
+
+
+def test_after_a_toggle_the_old_answer_keeps_its_recipe_and_is_dimmed(visit, bench):
+    app = visit("merge", recipe="o_proj@all=B", **SHORT)
+    app.button(key="run").click().run()
+    until_done(app)
+    old = answers(app)[1]
+    app.text_input(key="recipe").set_value("mlp@all=B").run()
+    assert answers(app)[1] == old
+    assert "o_proj@all=B" in heads(app)[1]
+    assert "of an earlier recipe" in heads(app)[1]
+    assert any("st-key-answer_merged" in each.proto.body and "0.4" in each.proto.body for each in app.get("html"))
+    assert app.button(key="run").label.startswith("Swap ")
+
+
+def test_again_draws_with_the_next_seed_and_greedy_explains_itself(visit, bench):
+    app = visit("merge", recipe="o_proj@all=B", **SHORT)
+    assert app.button(key="again").disabled
+    assert "same answer every time" in app.button(key="again").help
+    app.number_input(key="temperature").set_value(1.0).run()
+    assert not app.button(key="again").disabled
+    app.button(key="again").click().run()
+    until_done(app)
+    assert app.number_input(key="seed").value == 1
+    assert {row.seed for row in bench.store.generations().itertuples()} == {1}
+
+
+def test_run_on_change_asks_by_itself(visit, bench, spoken):
+    app = visit("merge", **SHORT)
+    app.toggle(key="run_on_change").set_value(True).run()
+    app.text_input(key="recipe").set_value("o_proj@all=B").run()
+    until_done(app)
+    assert answers(app)[1] == spoken["o_proj@all=B"]
+
+
+def test_a_column_that_cannot_be_leaves_the_others_alone(visit, bench, tmp_path, spoken):
+    wider = str(tiny_qwen2(tmp_path / "wider", 1, vocab=300))
+    app = visit("merge", b=wider, recipe="o_proj@all=B", **SHORT)
+    assert "Not asked yet." in answers(app)[0]
+    assert "vocabulary" in answers(app)[2] or "shape" in answers(app)[2]
+    app.button(key="run").click().run()
+    until_done(app)
+    assert answers(app)[:2] == [spoken[""], spoken["o_proj@all=B"]]
+
+
+def test_a_failure_is_a_sentence_in_its_column_with_a_way_to_try_again(visit, bench, tmp_path):
+    bare = tiny_qwen2(tmp_path / "bare", 0)
+    (bare / "chat_template.jinja").unlink()
+    app = visit("merge", a=str(bare), recipe="o_proj@all=B", mode="chat", **SHORT)
+    app.button(key="run").click().run()
+    until_done(app)
+    assert feet(app)[0] == "failed"
+    assert "template" in answers(app)[0]
+    assert feet(app)[2] != "failed"  # B has its own template
+    app.button(key="again_A").click().run()
+    until_done(app)
+    assert feet(app)[0] == "failed"
+
+
+def test_model_text_is_shown_as_it_is():
+    text = "    indented\n\n   \n<b>bold</b> $x$ **y** <script>alert(1)</script>\r\n  "
+    drawn = columns._verbatim(text)
+    assert "\n" not in drawn
+    assert "<b>" not in drawn
+    assert "<script>" not in drawn
+    assert html.unescape(drawn.split(">", 1)[1].removesuffix("</div>")) == text
