@@ -63,12 +63,14 @@ def heatmap_table(board: pd.DataFrame, figure: str, *, log: bool, chosen: str = 
     table.loc[measured & table["value"].isna(), "sign"] = "0" if log else "–"
     table.loc[board["state"] == "apart", "sign"] = "×"
     table["chosen"] = [bool(chosen) and name == chosen for name in table["name"]]
-    table["place"] = [place_name(column) for column in table["column"]]
     for key, other in FIGURES.items():
-        table[key] = [other.write(x) if ready else "" for x, ready in zip(board[key], measured, strict=True)]
-    table["note"] = [
-        problem if state == "apart" else "not measured yet" if state == "waiting" else ""
-        for state, problem in zip(board["state"], board["problem"], strict=True)
+        table[key] = [other.write(x) if ready else "–" for x, ready in zip(board[key], measured, strict=True)]
+    why = {"apart": "cannot be compared", "waiting": "not measured yet"}
+    table["place"] = [
+        " · ".join(
+            word for word in (place_name(column), why.get(state, ""), problem if state == "apart" else "") if word
+        )
+        for column, state, problem in zip(board["column"], board["state"], board["problem"], strict=True)
     ]
     return table.drop(columns="problem")
 
@@ -129,7 +131,7 @@ def heatmap(
         grid=False,
     )
     y = alt.Y("row:N", sort=None, scale=alt.Scale(domain=list(rows), paddingInner=0.08)).axis(
-        title="module", labelFlush=False, ticks=False, domain=False, labelLimit=190, labelPadding=6, grid=False
+        title="module", labelFlush=False, ticks=False, domain=False, labelLimit=240, labelPadding=6, grid=False
     )
     colour = alt.Color(
         "value:Q",
@@ -183,7 +185,6 @@ def _board_tooltip() -> list[alt.Tooltip]:
         alt.Tooltip("explanation:N", title="what it does"),
         *(alt.Tooltip(f"{key}:N", title=figure.title) for key, figure in FIGURES.items()),
         alt.Tooltip("shape:N", title="shape"),
-        alt.Tooltip("note:N", title="note"),
         alt.Tooltip("name:N", title="tensor"),
     ]
 

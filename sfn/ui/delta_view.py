@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from sfn.errors import SfnError
 from sfn.figures import FIGURES
 from sfn.ui import cached, failures, plots, state, tensor_view, words
 
@@ -71,19 +72,20 @@ def _body(pair: Pair, was_running: bool) -> None:
 
 def _choices(pair: Pair) -> tuple[str, bool, str]:
     state.prepare("figure", "scale", "part")
-    places = st.columns([2.2, 1.4, 1.4, 3], vertical_alignment="bottom")
-    figure = places[0].selectbox(
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
+    figure = row.selectbox(
         "Figure",
         state.FIGURES,
         key="figure",
         format_func=lambda key: FIGURES[key].title,
+        width=250,
         help="  \n".join(f"**{f.title}**: {failures.escaped(f.formula)}. {f.meaning}" for f in FIGURES.values()),
         **state.KEEP,
     )
-    scale = places[1].segmented_control("Scale", state.SCALES, key="scale", required=True, **state.KEEP)
+    scale = row.segmented_control("Scale", state.SCALES, key="scale", required=True, **state.KEEP)
     part = "weight"
     if any(row.part.parameter == "bias" for row in pair.rows):
-        part = places[2].segmented_control("Part", state.PARTS, key="part", required=True, **state.KEEP)
+        part = row.segmented_control("Part", state.PARTS, key="part", required=True, **state.KEEP)
     return figure, scale == "log", part
 
 
@@ -121,7 +123,7 @@ def _start(pair: Pair) -> None:
 def _cancel(number: int) -> None:
     try:
         cached.workbench().jobs.cancel(number, state.owner())
-    except Exception as error:
+    except SfnError as error:
         st.toast(failures.escaped(str(error)))
 
 
@@ -208,9 +210,9 @@ def _histograms(pair: Pair, progress: _Progress, board: pd.DataFrame, part: str)
     if not pair.n_layers:
         return
     state.prepare("form", "every")
-    title, form_place, every_place = st.columns([3, 2, 1.6], vertical_alignment="bottom")
-    title.subheader("Relative change by module")
-    form = form_place.segmented_control(
+    st.subheader("Relative change by module")
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
+    form = row.segmented_control(
         "Form of r",
         state.FORMS,
         key="form",
@@ -219,9 +221,7 @@ def _histograms(pair: Pair, progress: _Progress, board: pd.DataFrame, part: str)
         help="The released scripts divide by |w_A| + 1e-8, the paper's text by w_A: they differ in sign where w_A < 0.",
         **state.KEEP,
     )
-    every = every_place.number_input(
-        "Every k-th layer (0: at most six)", 0, max(1, pair.n_layers), key="every", step=1, **state.KEEP
-    )
+    every = row.number_input("Every k-th layer (0: at most six)", 0, 1000, key="every", step=1, width=250, **state.KEEP)
     colours = "violet to yellow" if plots.dark() else "yellow to violet"
     st.caption(
         f"{failures.escaped(charts.ratio_title(form))}. One line per layer, {colours} from the first to the last. "

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from sfn.ui import cached
+from sfn.ui import cached, style
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sfn.charts import Chart
+
+
+_LARGE = {
+    "axis": {"labelFontSize": 15, "titleFontSize": 16},
+    "legend": {"labelFontSize": 15, "titleFontSize": 16},
+    "title": {"fontSize": 20},
+}
 
 
 def dark() -> bool:
@@ -41,6 +48,8 @@ def show(
     spec = cached.chart_spec(draw.__name__, options, tuple(sorted(more.items())), draw, table)
     if title is not None:
         spec["title"] = {"text": title, "fontSize": 13}
+    if style.presenter():
+        spec["config"] = spec.get("config", {}) | _LARGE
     if on_select is None:
         st.vega_lite_chart(table, spec, width="stretch", alt=alt, key=key)
     else:

@@ -25,7 +25,7 @@ def main() -> None:
     st.set_page_config(page_title="Stethoscope for Networks", page_icon=_ICON, layout="wide")
     page = st.navigation(routes.pages(), position="top")
     state.read(page.url_path or routes.HOME)
-    style.apply(presenter=sidebar.presenter())
+    style.apply()
     try:
         with failures.shown():
             sidebar.draw()

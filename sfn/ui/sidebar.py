@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn.errors import SfnError
-from sfn.ui import cached, failures, opening, routes, state, words
+from sfn.ui import cached, failures, opening, routes, state, style, words
 
 if TYPE_CHECKING:
     from sfn.engine_room import EngineRoom
     from sfn.jobs import Job
     from sfn.pairs import Pair
 
-_PRESENTER = "presenter"
 _ENGINE = "engine_choice"
 _DRAWN_LIVE = "_sidebar_live"  # whether something worked when the frame was last drawn
 _LIVE_S, _IDLE_S = 1.0, 5.0
@@ -32,11 +31,6 @@ _STATES = {
 }
 
 
-def presenter() -> bool:
-    """Whether type is larger for the back row."""
-    return bool(st.session_state.get(_PRESENTER, False))
-
-
 def draw() -> None:
     """Draw the sidebar. Raises StoreError where the results database cannot be used."""
     live = _live()
@@ -47,7 +41,7 @@ def draw() -> None:
         _head("Engine")
         _engine_choice(cached.workbench().engines)
         st.fragment(_moving, run_every=_LIVE_S if live else _IDLE_S)()
-        st.toggle("Presenter mode", key=_PRESENTER, help="Larger type, for the back row.", **state.KEEP)
+        st.toggle("Presenter mode", key=style.PRESENTER, help="Larger type, for the back row.", **state.KEEP)
         st.html('<div class="sfn-muted">Light or dark: menu ⋮ at the top right.</div>')
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
+PRESENTER = "presenter"  # key of the switch in the sidebar
+
 # Colours of A, B and merged come from `sfn.charts`, written out here so that drawing the frame does not load Altair.
 # What is drawn anew by a fragment is not dimmed meanwhile: it would flicker at every look at a running job.
 _RULES = """
@@ -32,6 +34,8 @@ _RULES = """
 .sfn-table [title] { cursor: help; }
 .sfn-differs td { font-weight: 600; } .sfn-differs td:last-child { opacity: 1; }
 .sfn-fit { margin: .9rem 0 .2rem; }
+.stMain [data-testid="stPageLink"] a { border: 1px solid color-mix(in srgb, currentColor 35%, transparent);
+  border-radius: .35rem; padding: .3rem .8rem; width: fit-content; }
 .sfn-said { white-space: pre-wrap; overflow-wrap: anywhere; margin: .15rem 0 .5rem; }
 .sfn-answer { max-height: 26rem; overflow-y: auto; padding: .5rem .7rem; border-radius: .35rem;
   border: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
@@ -41,9 +45,14 @@ _RULES = """
 .sfn-finding { display: grid; grid-template-columns: 9.5rem 1fr; gap: .2rem 1rem; padding: .4rem 0;
   overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
 """
-_PRESENTER = "html { font-size: 19.5px !important; }"
+_LARGE = "html { font-size: 19.5px !important; }"
 
 
-def apply(*, presenter: bool) -> None:
-    """Put the rules into the page; `presenter` makes all type nearly a third larger."""
-    st.html(f"<style>{_RULES}{_PRESENTER if presenter else ''}</style>")
+def presenter() -> bool:
+    """Whether type is larger, for the back row."""
+    return bool(st.session_state.get(PRESENTER, False))
+
+
+def apply() -> None:
+    """Put the rules into the page; in presenter mode all type is nearly a third larger."""
+    st.html(f"<style>{_RULES}{_LARGE if presenter() else ''}</style>")
