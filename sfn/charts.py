@@ -25,9 +25,9 @@ ROW_HEIGHT = 22  # pixels of one row of the board
 NORM_DASH = [4, 2]
 _FIT = alt.AutoSizeParams(type="fit-x", contains="padding")  # as wide as its place; the height is the plot's own
 
-# One hue per kind of module wherever lines are drawn, and a dash for norms: told apart without colour by hovering.
+# One hue per row wherever lines are drawn, none of them A's blue, B's orange or the merged purple; a dash for norms.
 _LINE_COLOURS = (
-    "#4C78A8", "#F58518", "#54A24B", "#E45756", "#72B7B2", "#B279A2", "#9D755D", "#D67195", "#B79A20", "#6B7280",
+    "#5F6B6D", "#1B9E77", "#66A61E", "#17A2B8", "#D62246", "#9AA3A5", "#A6761D", "#E7298A", "#8C8C2B", "#7A4B2A",
 )  # fmt: skip
 _FAINT = {False: "#E6E8EB", True: "#2B3036"}  # a cell that is not measured yet, on light and on dark
 _INK = {False: "#1F2328", True: "#F0F3F6"}
