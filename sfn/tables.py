@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sfn import anatomy, delta
+from sfn import anatomy, readings
 from sfn.figures import FIGURES
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def board(frame: pd.DataFrame, deltas: pd.DataFrame, part: str = "weight") -> pd
 
 
 def _together(here: pd.DataFrame) -> pd.DataFrame:
-    """Several tensors of one cell as one row (`sfn.delta.aggregate`), under the name of the one that moved furthest."""
+    """Several tensors of one cell as one row (`sfn.readings.aggregate`), under the name of the one that moved furthest."""
     cell = ["row", "column"]
     order = here.assign(furthest=here["l2_shift"].fillna(-1)).sort_values("furthest", ascending=False, kind="stable")
     one = order.groupby(cell, sort=False).first().drop(columns=["furthest", "n", "nonfinite", *KEYS])
@@ -84,7 +84,7 @@ def _together(here: pd.DataFrame) -> pd.DataFrame:
         tensors=("tensors", "sum"), measured=("measured", "sum"), comparable=("comparable", "any")
     )
     one[list(counts)] = counts.reindex(one.index)
-    pooled = delta.aggregate(here[here["measured"] > 0].itertuples(), cell)
+    pooled = readings.aggregate(here[here["measured"] > 0].itertuples(), cell)
     figures = pd.DataFrame(
         [{key: getattr(pool, key) for key in ("n", "nonfinite", *KEYS)} for pool in pooled],
         index=pd.MultiIndex.from_tuples([pool.key for pool in pooled], names=cell),
@@ -96,7 +96,7 @@ def _together(here: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures_only(deltas: pd.DataFrame) -> list[SimpleNamespace]:
-    """Rows of `Store.delta_table` as records that `sfn.delta.sentence` and `aggregate` read, without histograms."""
+    """Rows of `Store.delta_table` as records that `sfn.readings` reads, without histograms."""
     records = deltas.astype({"layer": object, "expert": object}).to_dict("records")
     for record in records:
         for field in ("layer", "expert"):

@@ -130,9 +130,9 @@ def _board(pair_key: str, measured: int, part: str, _pair: Pair) -> pd.DataFrame
 @st.cache_data(max_entries=64, show_spinner=False)
 def sentence(pair_key: str, measured: int, figure: str) -> str:
     """What is seen in the pair by one figure, in words; "" where nothing is measured."""
-    from sfn import delta, tables
+    from sfn import readings, tables
 
-    return delta.sentence(tables.figures_only(delta_table(pair_key, measured)), figure)
+    return readings.sentence(tables.figures_only(delta_table(pair_key, measured)), figure)
 
 
 def histogram_grid(
@@ -158,7 +158,7 @@ def warm_up() -> threading.Thread:
 
     def load() -> None:
         import sfn.charts
-        import sfn.delta  # noqa: F401  # loaded, not used
+        import sfn.readings  # noqa: F401  # loaded, not used
 
     thread = threading.Thread(target=load, name="sfn-warm-up", daemon=True)
     thread.start()

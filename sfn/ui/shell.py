@@ -29,8 +29,9 @@ def main() -> None:
     try:
         with failures.shown():
             sidebar.draw()
-            for problem in state.problems():
-                st.warning(failures.escaped(problem))
+            for notice in (cached.workbench().store.notice, *state.problems()):
+                if notice:
+                    st.warning(failures.escaped(notice))
             page.run()
             sidebar.catch_up()
             cached.warm_up()

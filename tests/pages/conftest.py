@@ -49,8 +49,12 @@ def visit(bench: workbench.Workbench, folders: tuple[str, str]) -> Callable[...,
     return open_at
 
 
-def switch(app: AppTest, page: str) -> AppTest:
-    """The same session on another page."""
+def switch(app: AppTest, page: str, **query: str) -> AppTest:
+    """The same session on another page, led there by the navigation, or by a link that carries `query`."""
+    for name in dict(app.query_params):  # the navigation's links carry nothing; AppTest would keep what was there
+        del app.query_params[name]
+    for name, value in query.items():
+        app.query_params[name] = value
     return app.switch_page(str(ROOT / "pages" / f"{page}.py")).run()
 
 

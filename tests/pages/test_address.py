@@ -28,8 +28,7 @@ def test_what_was_chosen_on_delta_opens_in_a_fresh_session(visit, bench):
 def test_a_link_that_leaves_something_out_means_the_default(visit, folders):
     app = visit("delta", scale="log")
     switch(app, "history")
-    app.query_params["figure"] = "cosine"  # beside the pair, which History has in its address
-    switch(app, "delta")
+    switch(app, "delta", a=folders[0], b=folders[1], figure="cosine")
     assert app.selectbox(key="figure").value == "cosine"
     assert app.session_state["scale"] == "linear"
 
@@ -37,8 +36,6 @@ def test_a_link_that_leaves_something_out_means_the_default(visit, folders):
 def test_the_navigation_leaves_every_choice_as_it_is(visit, folders):
     app = visit("delta", scale="log")
     switch(app, "history")
-    for name in dict(app.query_params):
-        del app.query_params[name]
     switch(app, "delta")
     assert app.session_state["scale"] == "log"
     assert app.session_state["a"] == folders[0]

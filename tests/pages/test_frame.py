@@ -62,3 +62,9 @@ def test_a_store_that_cannot_be_used_is_one_sentence_on_every_page(visit, monkey
         switch(app, page)
         assert not app.exception
         assert "held by another process" in app.error[0].value.replace("\\", "")
+
+
+def test_a_damaged_file_that_was_set_aside_is_told(visit, bench):
+    bench.store.notice = "The results database was damaged; it was set aside as sfn.duckdb.damaged."
+    app = visit()
+    assert "set aside" in app.warning[0].value.replace("\\", "")
