@@ -76,7 +76,7 @@ def board(frame: pd.DataFrame, deltas: pd.DataFrame, part: str = "weight") -> pd
 
 
 def _together(here: pd.DataFrame) -> pd.DataFrame:
-    """Several tensors of one cell as one row (`sfn.readings.aggregate`), under the name of the one that moved furthest."""
+    """Several tensors of one cell as one row (`sfn.readings.aggregate`), named after the one that moved furthest."""
     cell = ["row", "column"]
     order = here.assign(furthest=here["l2_shift"].fillna(-1)).sort_values("furthest", ascending=False, kind="stable")
     one = order.groupby(cell, sort=False).first().drop(columns=["furthest", "n", "nonfinite", *KEYS])
