@@ -22,11 +22,15 @@ _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float
 
 @cache
 def has_nvidia_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU that its driver knows; asked without torch."""
+    """Whether there is an NVIDIA GPU that this process may use; asked without torch.
+
+    The driver's folder alone proves nothing: a container sees its host's without being given a card.
+    """
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return True
     cards = Path("/proc/driver/nvidia/gpus")
-    if cards.is_dir():
-        return any(cards.iterdir())
-    return Path("/dev/nvidiactl").exists() or (which("nvidia-smi") is not None and Path("/dev/dxg").exists())
+    driven = (cards.is_dir() and any(cards.iterdir())) or Path("/dev/dxg").exists()  # the latter under WSL
+    return driven and which("nvidia-smi") is not None
 
 
 def installed(distribution: str) -> str:

@@ -207,6 +207,16 @@ class Answer:
             return text if met else text + self._cut.flush(), True
         return self._cut.push(self._stream.push(token_id))
 
+    def push_all(self, token_ids: Iterable[int]) -> tuple[str, int, bool]:
+        """(new text, tokens taken, whether the answer ends with the last one taken)."""
+        text, taken = "", 0
+        for token_id in token_ids:
+            more, ended = self.push(token_id)
+            text, taken = text + more, taken + 1
+            if ended:
+                return text, taken, True
+        return text, taken, False
+
     def flush(self) -> str:
         """What was held back, where an answer ends for another reason."""
         text, met = self._cut.push(self._stream.flush())

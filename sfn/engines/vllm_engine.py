@@ -11,6 +11,7 @@ import shlex
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -22,7 +23,7 @@ from sfn.checkpoints import text_config
 from sfn.engines import asking, hardware, orders, text, vllm_server
 from sfn.engines.base import Piece, Score, Status
 from sfn.errors import EngineError, SfnError
-from sfn.records import PromptMode, Sampling
+from sfn.records import FinishReason, PromptMode, Sampling
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 # Longest context that is offered, so that one answer's keys and values fit: tokens, by device.
 _CONTEXT = {"cpu": 8192, "cuda": 32768}
-_START_S = 600.0
+_START_S = 900.0  # a large model read from a slow disk takes minutes
 _open_engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
 
@@ -217,27 +218,26 @@ class VllmEngine:
         started = time.perf_counter()
         self._tell("busy")
         answer = text.Answer(speech, ids, how.stop)
+        request = _answer_request(ids, how, count, speech.end_ids)
         n = 0
+
+        def piece(new: str, finish: FinishReason | None) -> Piece:
+            return Piece(new, n, len(ids), time.perf_counter() - started, finish)
+
         try:
-            events = self._server.stream("/v1/completions", _answer_request(ids, how, count, speech.end_ids), cancel)
-            for event in events:
-                for choice in event["choices"]:
-                    new, finish = "", None
-                    for token in choice.get("token_ids") or ():
-                        n += 1
-                        more, ended = answer.push(token)
-                        new += more
-                        if ended:
-                            finish = "stop"
-                            break
-                    if finish is None and (finish := _finish(choice["finish_reason"])):
+            with closing(self._server.stream("/v1/completions", request, cancel)) as events:
+                for choice in (choice for event in events for choice in event["choices"]):
+                    tokens = choice.get("token_ids") or ()
+                    new, taken, ended = answer.push_all(tokens)
+                    n += taken
+                    finish = "stop" if ended else _finish(choice["finish_reason"])
+                    if finish and not ended:
                         new += answer.flush()
-                    if new or finish or choice.get("token_ids"):
-                        yield Piece(new, n, len(ids), time.perf_counter() - started, finish)
+                    if tokens or finish:
+                        yield piece(new, finish)
                     if finish:
-                        events.close()
                         return
-            yield Piece(answer.flush(), n, len(ids), time.perf_counter() - started, "cancelled")
+            yield piece(answer.flush(), "cancelled")
         except EngineError as error:
             raise self._failed(error) from error
         finally:
@@ -285,9 +285,9 @@ class VllmEngine:
         return True
 
 
-def _finish(reason: str | None) -> str | None:
+def _finish(reason: str | None) -> FinishReason | None:
     """vLLM's reason in our words; an answer that vLLM itself aborted counts as cancelled."""
-    return {None: None, "stop": "stop", "length": "length"}.get(reason, "cancelled")
+    return reason if reason in (None, "stop", "length") else "cancelled"
 
 
 def _answer_request(ids: list[int], how: Sampling, count: int, end_ids: frozenset[int]) -> dict[str, Any]:
