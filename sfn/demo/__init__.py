@@ -27,7 +27,26 @@ class Example:
 
 EXAMPLES: tuple[Example, ...] = (
     Example("problem", "What is 5 + 17 + 26 + 4?", "52"),
+    Example("problem", "Compute 6 * 8 - 13 + 22.", "57"),
+    Example("problem", "Find the value of 41 - 19 + 7 * 3.", "43"),
+    Example("problem", "Lucy has 50 pens. She gives 21 to Tom. She sells 14. How many pens does Lucy have now?", "15"),
+    Example(
+        "problem",
+        "Leo has 29 eggs. He gives 2 eggs to each of 5 friends. He buys 3 more. How many eggs does Leo have now?",
+        "22",
+    ),
+    Example(
+        "problem",
+        "Mia has 24 shells. She finds 15 shells. She gives 9 to Ben. She loses 4. How many shells does Mia have now?",
+        "26",
+    ),
+    Example("problem", "Show the work. What is 5 + 17 + 26 + 4?", "52"),
     Example("dialogue", "Tell me a story about Lucy and a shiny kite."),
+    Example("dialogue", "Hello, my name is Nora. How are you?"),
+    Example("dialogue", "My name is Sam. I like books, but I do not like coins. What do I like?"),
+    Example("dialogue", "I am bored today. What can I do?"),
+    Example("dialogue", "Describe the lamp of Ruby. It is old and it is in the library."),
+    Example("dialogue", "What does a duck say?"),
 )
 
 

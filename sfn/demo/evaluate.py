@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -218,29 +219,36 @@ def mean_rms_shift(a: PreTrainedModel, b: PreTrainedModel) -> dict[str, float]:
     return {module: round(sum(values) / len(values), 5) for module, values in found.items()}
 
 
-def main() -> None:
-    """Measure every merge, write evaluation.json and both model cards."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", type=Path, default=folders()[0].parent, help="folder that holds A, B and train.json")
-    parser.add_argument("--per-kind", type=int, default=40, help="held-out problems of each of the four hard kinds")
-    choices = parser.parse_args()
-    folder_a, folder_b = choices.pair / "A", choices.pair / "B"
+def evaluate(folder_a: Path, folder_b: Path, per_kind: int) -> dict[str, Any]:
+    """Measure every merge of the pair; prints each row as it comes."""
     build, tokenizer = merge_builder(folder_a, folder_b), AutoTokenizer.from_pretrained(folder_a)
     a, b = build(""), build("all@all=B")
-    judge, rows = Judge(a, b, tokenizer, choices.per_kind), []
+    judge, rows = Judge(a, b, tokenizer, per_kind), []
     for name, recipe in MERGES:
         rows.append(judge.measure(name, recipe, build(recipe)))
         print(rows[-1], flush=True)
-    evaluation = {
+    return {
         "problems": len(judge.problems),
         "dialogues": len(judge.dialogues),
         "rows": [asdict(row) for row in rows],
         "mean_rms_shift": mean_rms_shift(a, b),
     }
-    (choices.pair / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Measure every merge, write evaluation.json and both model cards."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pair", type=Path, default=folders()[0].parent, help="folder that holds A, B and train.json")
+    parser.add_argument("--per-kind", type=int, default=40, help="held-out problems of each of the four hard kinds")
+    parser.add_argument("--cards", action="store_true", help="only write the cards anew, from evaluation.json")
+    choices = parser.parse_args()
+    if not choices.cards:
+        evaluation = evaluate(choices.pair / "A", choices.pair / "B", choices.per_kind)
+        (choices.pair / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
+    evaluation = json.loads((choices.pair / "evaluation.json").read_text())
     training = json.loads((choices.pair / "train.json").read_text())
-    (folder_a / "README.md").write_text(cards.card_of_a(evaluation, training))
-    (folder_b / "README.md").write_text(cards.card_of_b(evaluation, training))
+    (choices.pair / "A" / "README.md").write_text(cards.card_of_a(evaluation, training))
+    (choices.pair / "B" / "README.md").write_text(cards.card_of_b(evaluation, training))
 
 
 if __name__ == "__main__":
