@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = ("prompt", "mode", "max_tokens", "temperature", "top_p", "top_k", "seed")
 _ORDER = "_run_order"  # what the buttons asked for; carried out once all of this run's choices are known
-_EXAMPLE = "_example"
+_EXAMPLE = "example"
 _ON_CHANGE = "run_on_change"
 _LAST_CHANGE = "_run_on_change_last"
 _PAPER_PROMPTS = (

@@ -1,7 +1,11 @@
 """The recipe that is being edited: text box, board, presets and undo, always in step.
 
-The text in the box is the one source of truth (and part of the permalink); the last text that was good for the pair is
-kept beside it, so that a bad one leaves board and answers as they were.
+The parameter `recipe` is the one source of truth (and part of the permalink); the last text that was good for the pair
+is kept beside it, so that a bad one leaves board and answers as they were.
+
+No widget holds the recipe itself: a widget's value comes back from the browser with every click, and a click that
+overtakes a run brings an old one, which would undo what the click before it did. Such an echo is told from a person's
+edit by what comes with it: an edit is sent for its own sake, an echo always with a click on something else.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ _GOOD = "_recipe_good"  # (pair key, text)
 _PAST, _FUTURE = "_recipe_past", "_recipe_future"
 _ACK = "_board_ack"
 _BOARD = "board"
-_PRESET = "preset"
+_BOX = "recipe_box"
+_SHOWN = "_recipe_shown"  # texts that the box had lately, the newest last
+_CLICKS = ("run", "again", "stop", "example", "recipe_undo", "recipe_redo", "recipe_clear")
 _REFUSED = "_board_refused"  # why the last click on the board could not be followed
-_LONGEST_PAST = 200
+_LONGEST_PAST, _LATELY = 200, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +104,31 @@ def _on_board(pair: Pair) -> None:
         state.put("recipe", recipes.format(recipe))
 
 
-def _on_preset() -> None:
-    chosen = st.session_state.get(_PRESET)
-    state.put("recipe", next((preset.text for preset in recipes.PRESETS if preset.name == chosen), ""))
+def _on_text() -> None:
+    text = st.session_state[_BOX]
+    if _clicked() and text in st.session_state.get(_SHOWN, []):
+        return  # an echo
+    state.put("recipe", text)
+
+
+def _clicked() -> bool:
+    """Whether this run was asked for by a click on something of this page."""
+    presets = (_preset_key(preset) for preset in recipes.PRESETS)
+    toggled = _BOARD in st.session_state and st.session_state[_BOARD].get("toggle") is not None
+    return toggled or any(st.session_state.get(key) for key in (*_CLICKS, *presets))
+
+
+def _show(text: str) -> None:
+    """Let the box show `text`, whatever the browser believes."""
+    shown = st.session_state.get(_SHOWN, [])
+    if not shown or shown[-1] != text:
+        st.session_state[_SHOWN] = [*shown, text][-_LATELY:]
+    if st.session_state.get(_BOX) != text:
+        st.session_state[_BOX] = text
+
+
+def _preset_key(preset: recipes.Preset) -> str:
+    return f"preset_{preset.name}"
 
 
 def _step(pair: Pair, back: str, forth: str) -> None:
@@ -114,26 +142,26 @@ def _step(pair: Pair, back: str, forth: str) -> None:
     state.put("recipe", texts[-1])
 
 
-def _clear() -> None:
-    state.put("recipe", "")
+def _put(text: str) -> None:
+    state.put("recipe", text)
 
 
 # ---------------------------------------------------------------- drawing
 
 
 def draw_presets(pair: Pair, edit: Edit) -> None:
-    """Presets as pills; the one in force is lit."""
-    lit = [preset.name for preset in recipes.PRESETS if _same(pair, preset.text, edit.plan)]
-    st.session_state[_PRESET] = lit[0] if lit and not edit.problem else None
-    st.pills(
-        "Presets",
-        [preset.name for preset in recipes.PRESETS],
-        key=_PRESET,
-        format_func={preset.name: preset.label for preset in recipes.PRESETS}.get,
-        on_change=_on_preset,
-        label_visibility="collapsed",
-        wrap=True,
-    )
+    """Presets; the one in force is lit."""
+    with st.container(horizontal=True, gap="xsmall", key="presets"):
+        for preset in recipes.PRESETS:
+            lit = not edit.problem and _same(pair, preset.text, edit.plan)
+            st.button(
+                preset.label,
+                key=_preset_key(preset),
+                help=preset.help,
+                type="primary" if lit else "secondary",
+                on_click=_put,
+                args=(preset.text,),
+            )
 
 
 def _same(pair: Pair, text: str, plan: Plan) -> bool:
@@ -154,9 +182,9 @@ def draw_board(pair: Pair, edit: Edit) -> None:
 
 def draw_text(pair: Pair, edit: Edit, engine_line: str) -> None:
     """The recipe as text, undo, redo, clear; in the line under it what it moves, or what is wrong with it."""
-    state.prepare("recipe")
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall"):
-        st.text_input("Recipe", key="recipe", placeholder="all A; try o_proj@all=B", help=_GRAMMAR, **state.KEEP)
+    _show(state.get("recipe"))
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall", key="recipe_row"):
+        st.text_input("Recipe", key=_BOX, placeholder="all A; try o_proj@all=B", help=_GRAMMAR, on_change=_on_text)
         _draw_steps(pair)
     problem = edit.problem or st.session_state.pop(_REFUSED, "")
     if problem:
@@ -168,14 +196,14 @@ def draw_text(pair: Pair, edit: Edit, engine_line: str) -> None:
 
 def _draw_steps(pair: Pair) -> None:
     past, future = st.session_state.get(_PAST, []), st.session_state.get(_FUTURE, [])
-    for icon, what, enabled, work, arguments in (
-        ("undo", "Undo the last change of the recipe", past, _step, (pair, _PAST, _FUTURE)),
-        ("redo", "Redo what was undone", future, _step, (pair, _FUTURE, _PAST)),
-        ("backspace", "Clear the recipe: all A", state.get("recipe"), _clear, ()),
+    for name, icon, what, enabled, work, arguments in (
+        ("undo", "undo", "Undo the last change of the recipe", past, _step, (pair, _PAST, _FUTURE)),
+        ("redo", "redo", "Redo what was undone", future, _step, (pair, _FUTURE, _PAST)),
+        ("clear", "backspace", "Clear the recipe: all A", state.get("recipe"), _put, ("",)),
     ):
         st.button(
             "",
-            key=f"recipe_{icon}",
+            key=f"recipe_{name}",
             icon=f":material/{icon}:",
             help=what,
             type="tertiary",

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 60
-WAIT_MS = 30_000  # the longest that one condition may take on two busy cores
+START_S = 120
+WAIT_MS = 60_000  # the longest that one condition may take on two busy cores
+expect.set_options(timeout=WAIT_MS)
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
 
 

@@ -14,6 +14,16 @@ PROMPT = "What is 1 + 1?"
 SHORT = {"prompt": PROMPT, "max_tokens": 12}
 
 
+def box(app):
+    """The recipe's text box."""
+    return next(each for each in app.text_input if each.label == "Recipe")
+
+
+def lit(app) -> list[str]:
+    """The presets that are in force."""
+    return [each.label for each in app.button if each.key.startswith("preset_") and each.proto.type == "primary"]
+
+
 def verdict(app) -> str:
     """The line under the recipe."""
     return next(each.proto.body for each in app.get("html") if 'class="sfn-verdict' in each.proto.body)
@@ -63,7 +73,7 @@ def spoken(tmp_path_factory):
 
 def test_it_opens_with_nothing_moved_and_a_prompt_that_suits(visit):
     app = visit("merge")
-    assert app.text_input(key="recipe").value == ""
+    assert box(app).value == ""
     assert "0 of 27 tensors" in verdict(app)
     assert app.text_area(key="prompt").value.startswith("Can you write a short paragraph")
     assert app.button(key="run").label == "Start the engine and run"
@@ -83,13 +93,13 @@ def test_the_address_decides_recipe_and_settings(visit):
 
 def test_a_bad_recipe_is_a_sentence_and_the_last_good_one_stays(visit):
     app = visit("merge", recipe="o_proj@all=B")
-    app.text_input(key="recipe").set_value("o_prj@all=B").run()
+    box(app).set_value("o_prj@all=B").run()
     assert not app.exception
     assert "sfn-bad" in verdict(app)
     assert "o_prj" in verdict(app)
     assert app.button(key="run").disabled
     assert "o_proj@all=B" in heads(app)[1]
-    app.text_input(key="recipe").set_value("q_proj@0=B").run()
+    box(app).set_value("q_proj@0=B").run()
     assert "sfn-bad" not in verdict(app)
     assert "2 of 27 tensors" in verdict(app)  # weight and bias
 
@@ -102,23 +112,23 @@ def test_a_sentence_about_a_recipe_is_never_read_as_html(visit):
 
 def test_presets_undo_redo_and_clear_keep_the_text_in_step(visit):
     app = visit("merge")
-    app.button_group(key="preset").set_value("m1").run()
-    assert app.text_input(key="recipe").value == "o_proj@all=B"
-    app.text_input(key="recipe").set_value("mlp@1=B").run()
+    app.button(key="preset_m1").click().run()
+    assert box(app).value == "o_proj@all=B"
+    box(app).set_value("mlp@1=B").run()
     app.button(key="recipe_undo").click().run()
-    assert app.text_input(key="recipe").value == "o_proj@all=B"
-    assert app.session_state["preset"] == "m1"
+    assert box(app).value == "o_proj@all=B"
+    assert lit(app) == ["o_proj (M1)"]
     app.button(key="recipe_undo").click().run()
-    assert app.text_input(key="recipe").value == ""
+    assert box(app).value == ""
     assert app.button(key="recipe_undo").disabled
     app.button(key="recipe_redo").click().run()
     app.button(key="recipe_redo").click().run()
-    assert app.text_input(key="recipe").value == "mlp@1=B"
-    assert app.session_state["preset"] is None
-    app.button(key="recipe_backspace").click().run()
-    assert app.text_input(key="recipe").value == ""
+    assert box(app).value == "mlp@1=B"
+    assert lit(app) == []
+    app.button(key="recipe_clear").click().run()
+    assert box(app).value == ""
     app.button(key="recipe_undo").click().run()
-    assert app.text_input(key="recipe").value == "mlp@1=B"
+    assert box(app).value == "mlp@1=B"
 
 
 def test_the_three_columns_say_what_the_engine_says_and_the_store_keeps_it(visit, bench, spoken):
@@ -141,7 +151,7 @@ def test_after_a_toggle_the_old_answer_keeps_its_recipe_and_is_dimmed(visit, ben
     app.button(key="run").click().run()
     until_done(app)
     old = answers(app)[1]
-    app.text_input(key="recipe").set_value("mlp@all=B").run()
+    box(app).set_value("mlp@all=B").run()
     assert answers(app)[1] == old
     assert "o_proj@all=B" in heads(app)[1]
     assert "of an earlier recipe" in heads(app)[1]
@@ -164,7 +174,7 @@ def test_again_draws_with_the_next_seed_and_greedy_explains_itself(visit, bench)
 def test_run_on_change_asks_by_itself(visit, bench, spoken):
     app = visit("merge", **SHORT)
     app.toggle(key="run_on_change").set_value(True).run()
-    app.text_input(key="recipe").set_value("o_proj@all=B").run()
+    box(app).set_value("o_proj@all=B").run()
     until_done(app)
     assert answers(app)[1] == spoken["o_proj@all=B"]
 

@@ -297,6 +297,8 @@ class Board {
   }
 
   key(event) {
+    const node = event.target.closest("[data-at]"); // assistive tools set the focus themselves
+    if (node && node !== this.node(this.at)) this.at = node.dataset.at.split(",").map(Number);
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (step) {
       event.preventDefault();

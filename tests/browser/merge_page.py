@@ -1,0 +1,117 @@
+"""The merge page as a person works with it: what tests click and read there, in one place."""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+
+from playwright.sync_api import Locator, Page, expect
+
+SIDES = ("A", "merged", "B")
+WAIT_MS = 180_000  # an engine that starts on two busy cores
+
+
+class MergePage:
+    """One browser tab on the merge page."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+
+    def open(self, **query: object) -> MergePage:
+        """Open the page cold at the address of this state, and wait until it stands."""
+        self.page.goto(f"{self.url}/merge?{urlencode(query)}")
+        return self.stands()
+
+    def stands(self) -> MergePage:
+        """Wait until board and columns are there."""
+        expect(self.name("o_proj")).to_be_visible(timeout=WAIT_MS)
+        expect(self.foot("B")).to_be_attached()
+        return self
+
+    # ---------------------------------------------------------------- the board
+
+    def name(self, row: str) -> Locator:
+        """The name of a row of the board."""
+        return self.page.locator(f'[role=rowheader][aria-label^="{row}:"]')
+
+    def layer(self, number: int) -> Locator:
+        """The number of a layer above the board."""
+        return self.page.locator(f'[role=columnheader][aria-label^="layer {number}:"]')
+
+    def cell(self, layer: int, row: str) -> Locator:
+        """One cell of the board."""
+        return self.page.locator(f'[role=gridcell][aria-label^="Layer {layer} · {row}:"]')
+
+    def from_b(self) -> int:
+        """How many cells carry B's dot."""
+        return self.page.locator('.grid [data-s="B"]').count()
+
+    # ---------------------------------------------------------------- recipe and buttons
+
+    @property
+    def recipe(self) -> Locator:
+        """The recipe's text box."""
+        return self.page.locator(".st-key-recipe_box input")
+
+    @property
+    def verdict(self) -> Locator:
+        """The line under the recipe."""
+        return self.page.locator(".sfn-verdict")
+
+    def write_recipe(self, text: str) -> None:
+        """Type a recipe and leave the box."""
+        self.recipe.fill(text)
+        self.recipe.press("Enter")
+
+    @property
+    def run(self) -> Locator:
+        """The button that runs."""
+        return self.page.locator(".st-key-run button").first
+
+    @property
+    def stop(self) -> Locator:
+        """The button that stops."""
+        return self.page.locator(".st-key-stop button").first
+
+    # ---------------------------------------------------------------- the columns
+
+    def answer(self, side: str) -> Locator:
+        """The model text in a column."""
+        return self.page.locator(f".st-key-answer_{side} .sfn-answer")
+
+    def head(self, side: str) -> Locator:
+        """The title of a column with the recipe that produced it."""
+        return self.page.locator(f".st-key-seat_{side} .sfn-seat")
+
+    def foot(self, side: str) -> Locator:
+        """The line under a column."""
+        return self.page.locator(f".st-key-seat_{side} .sfn-seat-foot")
+
+    def texts(self) -> list[str]:
+        """Model text of A, merged, B as it stands."""
+        return [self.answer(side).evaluate("node => node.textContent") for side in SIDES]
+
+    def ran(self) -> MergePage:
+        """Wait until every column has ended."""
+        for side in SIDES:
+            expect(self.foot(side)).to_contain_text("end", timeout=WAIT_MS)
+        return self
+
+    def watch(self) -> None:
+        """Note every text that the columns show from now on; `seen` gives them back."""
+        self.page.evaluate(
+            """() => {
+              window.seen = {};
+              const note = () => document.querySelectorAll("[class*=st-key-answer_]").forEach((place) => {
+                const side = place.className.match(/st-key-answer_(\\w+)/)[1];
+                const text = place.querySelector(".sfn-answer")?.textContent ?? "";
+                const texts = (window.seen[side] ??= []);
+                if (text && texts[texts.length - 1] !== text) texts.push(text);
+              });
+              new MutationObserver(note).observe(document.body, {subtree: true, childList: true, characterData: true});
+            }"""
+        )
+
+    def seen(self) -> dict[str, list[str]]:
+        """Every text that a column has shown since `watch`, in order."""
+        return self.page.evaluate("() => window.seen")
