@@ -144,7 +144,10 @@ def heatmap(
             nice=False,
         ),
         legend=alt.Legend(
-            gradientLength=min(180, ROW_HEIGHT * max(4, len(rows) - 4)), format=".3~g", titleLimit=120, tickCount=5
+            gradientLength=min(180, ROW_HEIGHT * max(4, len(rows) - 4)),
+            labelExpr="isNaN(datum.value) ? '' : format(datum.value, '.3~g')",  # nothing is measured yet
+            titleLimit=120,
+            tickCount=5,
         ),
     )
     base = alt.Chart(table).encode(x=x, y=y)

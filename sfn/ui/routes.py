@@ -18,12 +18,13 @@ def _file(name: str) -> Path:
 
 
 def pages() -> list[st.Page]:
-    """The pages that exist, in the order of the work."""
-    return [
-        st.Page(_file(name), title=title, url_path=name, default=name == HOME)
+    """The pages that exist, in the order of the work; last, home by its own name (Streamlit serves it at "/" alone)."""
+    shown = [
+        st.Page(_file(name), title=title, url_path="home" if name == HOME else name, default=name == HOME)
         for name, title in TITLES.items()
         if _file(name).exists()
     ]
+    return [*shown, st.Page(_file(HOME), title=TITLES[HOME], url_path=HOME, visibility="hidden")]
 
 
 def link(name: str, label: str, *, query: dict[str, str] | None = None, help: str | None = None) -> None:
