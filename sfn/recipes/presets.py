@@ -38,13 +38,13 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "o-norms-ends",
-        "o_proj + norms + embed + head",
+        "o_proj + norms + emb + head",
         "emb,norms,o_proj,head@all=B",
         "The output projection, all norms, the token embedding and the output head come from B.",
     ),
     Preset(
         "but-o",
-        "everything but o_proj",
+        "all but o_proj",
         "all@all=B; o_proj@all=A",
         "The counter-check: all of B, with A's attention output projection put back.",
     ),

@@ -17,12 +17,13 @@ if _ROOT not in sys.path:  # Streamlit puts this script's folder on the path, no
 
 from sfn.ui import cached, failures, routes, sidebar, state, style  # noqa: E402
 
+_SIDEBAR_PX = 240  # a projector's 1280 pixels belong to the picture
 _ICON = str(Path(__file__).parent / "assets" / "icon.png")  # an icon by name would be fetched from a network
 
 
 def main() -> None:
     """Draw the frame, run the page in it, and let the URL follow."""
-    st.set_page_config(page_title="Stethoscope for Networks", page_icon=_ICON, layout="wide")
+    st.set_page_config(page_title="Stethoscope for Networks", page_icon=_ICON, layout="wide", initial_sidebar_state=_SIDEBAR_PX)
     page = st.navigation(routes.pages(), position="top")
     state.read(page.url_path or routes.HOME)
     style.apply()
