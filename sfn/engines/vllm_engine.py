@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 # Longest context that is offered, so that one answer's keys and values fit: tokens, by device.
 _CONTEXT = {"cpu": 8192, "cuda": 32768}
+# Architectures whose weights vLLM swaps rightly while it runs, each compared with transformers recipe by recipe. Others
+# are started anew for every recipe: fused experts, for one, came out wrong (Qwen3-MoE on a CPU, logprobs off by 0.3).
+_SWAPPED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _START_S = 900.0  # a large model read from a slow disk takes minutes
 _open_engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
@@ -101,9 +104,10 @@ class VllmEngine:
         self._wanted = recipe
         alive = self._alive()
         try:
-            if not alive or self._plan is None:
+            held = self._plan.key if alive and self._plan is not None else None
+            if held is None or (held != plan.key and self._pair.a.config.get("model_type") not in _SWAPPED):
                 self._start(plan)
-            elif self._plan.key != plan.key:
+            elif held != plan.key:
                 self._swap(plan)
         except BaseException as error:
             self._end()
@@ -119,13 +123,12 @@ class VllmEngine:
         self._server = vllm_server.start(self._arguments(plan), _environment())
         self._server.wait_ready(_START_S, lambda detail: self._tell("starting", detail=detail))
         self._tell("starting", detail="warming up vLLM")
-        # First requests compile kernels (seconds): one of each kind, and the tokenizer is loaded meanwhile.
         self._plan = plan
-        self._speech()
-        for temperature in (0.0, 1.0):
-            how = Sampling(max_tokens=2, temperature=temperature, top_p=0.9, top_k=5)
-            list(self._server.stream("/v1/completions", _answer_request([0, 0], how, 2, frozenset()), Event()))
-        self._server.call("POST", "/v1/completions", _score_request([0, 0]))
+        self._speech()  # the tokenizer takes a second or two to load
+        try:
+            _warm_up(self._server)
+        except EngineError as error:
+            raise EngineError(f"vLLM started, but cannot run this model: {self._server.last_words()}") from error
 
     def _swap(self, plan: Plan) -> None:
         """Other weights into the running server: pause, reload, drop what was computed with the old ones, resume."""
@@ -283,6 +286,14 @@ class VllmEngine:
         except SfnError:
             return False
         return True
+
+
+def _warm_up(server: vllm_server.Server) -> None:
+    """One request of each kind: the first ones take seconds, and show whether vLLM has kernels for this model."""
+    for temperature in (0.0, 1.0):
+        how = Sampling(max_tokens=2, temperature=temperature, top_p=0.9, top_k=5)
+        list(server.stream("/v1/completions", _answer_request([0, 0], how, 2, frozenset()), Event()))
+    server.call("POST", "/v1/completions", _score_request([0, 0]))
 
 
 def _finish(reason: str | None) -> FinishReason | None:
