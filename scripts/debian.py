@@ -1,6 +1,6 @@
-"""What tests need from the system and pip cannot bring: Chromium for tests/browser, libnuma for vLLM on a CPU.
+"""What tests need from the system and pip cannot bring: Chromium, what drives it, and libnuma for vLLM on a CPU.
 
-Takes both from Debian's packages where they are missing and this user may install them; says what to do otherwise.
+Takes it from Debian's packages where they are missing and this user may install them; says what to do otherwise.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import shutil
 import subprocess
 import sys
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = ("chromium", "chromium-browser")
+LIBRARIES = {"libnuma.so.1": "libnuma1", "libatomic.so.1": "libatomic1"}  # vLLM's CPU build; playwright's driver
 
 
 def missing() -> list[str]:
     """Debian's names of the packages that are not there."""
-    packages = []
-    if not any(shutil.which(name) for name in BROWSERS):
-        packages.append("chromium")
-    try:
-        ctypes.CDLL("libnuma.so.1")
-    except OSError:
-        packages.append("libnuma1")
+    packages = [] if any(shutil.which(name) for name in BROWSERS) else ["chromium"]
+    for library, package in LIBRARIES.items():
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            packages.append(package)
     return packages
 
 
