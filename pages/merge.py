@@ -15,11 +15,17 @@ columns.look_up(seats)
 asking.carry_out(pair, seats, blocked=bool(edit.problem))
 
 editing.draw_presets(pair, edit)
-left, right = st.columns([3, 2], gap="medium") if pair.n_layers <= _BESIDE else (st.container(), st.container())
-with left:
+if pair.n_layers <= _BESIDE:
+    board_place, recipe_place = st.columns([3, 2], gap="medium")
+    prompt_place = recipe_place
+else:
+    board_place = st.container()
+    recipe_place, prompt_place = st.columns(2, gap="medium")
+with board_place:
     editing.draw_board(pair, edit)
-with right:
+with recipe_place:
     editing.draw_text(pair, edit, asking.engine_line(edit.plan))
+with prompt_place:
     asking.draw_prompt()
 asking.draw_buttons(pair, edit.plan, seats, blocked=bool(edit.problem))
 columns.draw(pair, seats)

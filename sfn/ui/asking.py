@@ -130,17 +130,17 @@ def engine_line(plan: Plan) -> str:
 def draw_prompt() -> None:
     """The prompt, examples for it, and for the bundled pair what may be expected of it."""
     st.text_area("Prompt", key="prompt", height=84, **state.KEEP)
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.menu_button(
-            "Examples",
-            examples(),
-            key=_EXAMPLE,
-            on_click=_take_example,
-            icon=":material/lightbulb:",
-            format_func=failures.escaped,
-        )
-        if is_bundled():
-            st.caption("A toy of 1.4 M parameters: it knows sums of numbers to 99 and a few stories.", width="stretch")
+    left, right = st.columns(2, vertical_alignment="center")
+    left.menu_button(
+        "Examples",
+        examples(),
+        key=_EXAMPLE,
+        on_click=_take_example,
+        icon=":material/lightbulb:",
+        format_func=failures.escaped,
+    )
+    if is_bundled():
+        right.caption("A toy of 1.4 M parameters: sums to 99 and a few stories.")
 
 
 def _draw_settings() -> None:

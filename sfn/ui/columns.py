@@ -178,7 +178,7 @@ def _draw_seat(pair: Pair, seat: Seat, answer: Answer | None) -> None:
 def _verbatim(text: str) -> str:
     """HTML that shows model text as it is, every space of it; st.text would strip it and take indents off."""
     safe = html.escape(text).replace("\r", "&#13;").replace("\n", "&#10;")  # one line, so that nothing dedents it
-    return f'<div class="sfn-answer">{safe}</div>'
+    return f'<div class="sfn-said">{safe}</div>'
 
 
 def _silence(seat: Seat) -> str:
@@ -232,7 +232,7 @@ def _foot(seat: Seat, answer: Answer | None) -> str:
         waited = time.monotonic() - answer.asked_at
         return f"{status.detail or 'loading weights'} · {waited:.0f} s"
     most = f" of at most {answer.question.sampling.max_tokens}" if answer.active else ""
-    said = [f"{answer.n_tokens}{most} token{'' if answer.n_tokens == 1 else 's'}"]
+    said = [f"{answer.n_tokens}{most} token{'' if answer.n_tokens == 1 and not most else 's'}"]
     if answer.tokens_per_s:
         said.append(f"{answer.tokens_per_s:.0f} tokens/s")
     if answer.finish:

@@ -69,7 +69,7 @@ def plans(pair: Pair, edit: Edit) -> dict[columns.Side, Plan | str]:
     try:
         all_b: Plan | str = _plan(pair, "all@all=B")
     except RecipeError as error:
-        all_b = str(error)
+        all_b = f"B as a whole does not fit into A's frame, so it cannot answer here. {error}"
     return {"A": _plan(pair, ""), "merged": edit.plan, "B": all_b}
 
 

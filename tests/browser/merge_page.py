@@ -77,7 +77,7 @@ class MergePage:
 
     def answer(self, side: str) -> Locator:
         """The model text in a column."""
-        return self.page.locator(f".st-key-answer_{side} .sfn-answer")
+        return self.page.locator(f".st-key-answer_{side} .sfn-said")
 
     def head(self, side: str) -> Locator:
         """The title of a column with the recipe that produced it."""
@@ -104,7 +104,7 @@ class MergePage:
               window.seen = {};
               const note = () => document.querySelectorAll("[class*=st-key-answer_]").forEach((place) => {
                 const side = place.className.match(/st-key-answer_(\\w+)/)[1];
-                const text = place.querySelector(".sfn-answer")?.textContent ?? "";
+                const text = place.querySelector(".sfn-said")?.textContent ?? "";
                 const texts = (window.seen[side] ??= []);
                 if (text && texts[texts.length - 1] !== text) texts.push(text);
               });

@@ -44,7 +44,7 @@ def answers(app) -> list[str]:
     """What stands in A, merged, B: model text, or what is said in its place."""
     found = []
     for node in app.main:
-        if node.type == "html" and 'class="sfn-answer"' in node.proto.body:
+        if node.type == "html" and 'class="sfn-said"' in node.proto.body:
             found.append(html.unescape(node.proto.body.split(">", 1)[1].removesuffix("</div>")))
         elif node.type == "text":
             found.append(node.value)
