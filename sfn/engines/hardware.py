@@ -33,8 +33,9 @@ def has_nvidia_gpu() -> bool:
     return driven and which("nvidia-smi") is not None
 
 
+@cache
 def installed(distribution: str) -> str:
-    """Version of an installed distribution, "" where there is none."""
+    """Version of an installed distribution, "" where there is none. Asked once: pages ask it a dozen times a run."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
