@@ -24,7 +24,7 @@ else:
 with board_place:
     editing.draw_board(pair, edit)
 with recipe_place:
-    editing.draw_text(pair, edit, asking.engine_line(edit.plan))
+    editing.draw_text(pair, edit, asking.engine_line(pair, edit.plan))
 with prompt_place:
     asking.draw_prompt()
 asking.draw_buttons(pair, edit.plan, seats, blocked=bool(edit.problem))

@@ -195,6 +195,12 @@ class EngineRoom:
         return len(self._waiting)
 
     @property
+    def pair_key(self) -> str | None:
+        """Content key of the pair whose weights the open engine holds; None where none is open."""
+        held = self._held
+        return held[1] if self._engine is not None and held is not None else None
+
+    @property
     def status(self) -> Status:
         """What the engine is and holds now; before the first question: stopped."""
         engine = self._engine

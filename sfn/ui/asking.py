@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn import demo, recipes
-from sfn.errors import SfnError
 from sfn.records import Sampling
 from sfn.ui import cached, columns, failures, opening, state
 
@@ -93,35 +92,33 @@ def what_run_does(pair: Pair, plan: Plan, missing: tuple[columns.Seat, ...]) -> 
         return "Running" if columns.running() else "All three are here"
     if missing[0].side != "merged":
         return "Run " + " and ".join(seat.side for seat in missing)
-    status = cached.workbench().engines.status
-    if status.state in ("stopped", "dead"):
+    room = cached.workbench().engines
+    status = room.status
+    if status.state in ("stopped", "dead") or status.backend != room.backend:
         return "Start the engine and run"
-    moved = swaps(pair, plan, status.recipe)
+    moved = swaps(pair, plan, status.recipe) if room.pair_key == pair.key else None
     if moved is None:
         return "Load the weights and run"
     return f"Swap {moved} tensor{'' if moved == 1 else 's'} and run" if moved else "Run"
 
 
 def swaps(pair: Pair, plan: Plan, held: str | None) -> int | None:
-    """How many tensors differ between what the engine holds and `plan`; None where that cannot be told."""
+    """How many tensors differ between what the engine holds for `pair` and `plan`; None where that is not known."""
     if held is None:
         return None
-    try:
-        now = recipes.resolve(recipes.parse(held), pair).sources
-    except SfnError:  # the engine holds another pair
-        return None
+    now = recipes.resolve(recipes.parse(held), pair).sources
     names = now.keys() | plan.sources.keys()
     return sum(now.get(name) != plan.sources.get(name) for name in names)
 
 
-def engine_line(plan: Plan) -> str:
+def engine_line(pair: Pair, plan: Plan) -> str:
     """Whether the weights of `plan` are those that the engine holds now."""
-    status = cached.workbench().engines.status
+    room = cached.workbench().engines
+    status = room.status
     if status.state == "starting":
         return "the engine is starting"
-    if status.state in ("stopped", "dead"):
-        return "not yet loaded"
-    return "loaded in the engine" if status.plan_key == plan.key else "not yet loaded"
+    held = status.backend == room.backend and room.pair_key == pair.key and status.plan_key == plan.key
+    return "loaded in the engine" if held else "not yet loaded"
 
 
 # ---------------------------------------------------------------- drawing

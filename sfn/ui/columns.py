@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import streamlit as st
 
 from sfn import recipes
-from sfn.ui import cached, state, words
+from sfn.ui import cached, failures, state, words
 
 if TYPE_CHECKING:
     from sfn.engine_room import Answer
@@ -144,7 +144,7 @@ def _states() -> tuple[tuple[Side, str], ...]:
 def _draw(pair: Pair, columns: tuple[Seat, ...], before: tuple[tuple[Side, str], ...]) -> None:
     shown, now = dict(_shown()), _states()
     for seat, place in zip(columns, st.columns(len(columns), gap="small"), strict=True):
-        with place, st.container(border=True, key=f"seat_{seat.side}", gap=None):
+        with place, st.container(border=True, key=f"seat_{seat.side}", gap=None), failures.shown():
             _draw_seat(pair, seat, shown.get(seat.side))
     if now != before:
         st.rerun()  # the button, the line on the engine and the frame follow

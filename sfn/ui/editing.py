@@ -32,6 +32,7 @@ _BOX = "recipe_box"
 _SHOWN = "_recipe_shown"  # texts that the box had lately, the newest last
 _CLICKS = ("run", "again", "stop", "example", "recipe_undo", "recipe_redo", "recipe_clear")
 _REFUSED = "_board_refused"  # why the last click on the board could not be followed
+_PRESET_KEYS = "_preset_keys"  # pair key -> {preset's name: key of its plan}
 _LONGEST_PAST, _LATELY = 200, 20
 
 
@@ -151,9 +152,10 @@ def _put(text: str) -> None:
 
 def draw_presets(pair: Pair, edit: Edit) -> None:
     """Presets; the one in force is lit."""
+    keys = _preset_plan_keys(pair)
     with st.container(horizontal=True, gap="xsmall", key="presets"):
         for preset in recipes.PRESETS:
-            lit = not edit.problem and _same(pair, preset.text, edit.plan)
+            lit = not edit.problem and keys.get(preset.name) == edit.plan.key
             st.button(
                 preset.label,
                 key=_preset_key(preset),
@@ -164,11 +166,18 @@ def draw_presets(pair: Pair, edit: Edit) -> None:
             )
 
 
-def _same(pair: Pair, text: str, plan: Plan) -> bool:
-    try:
-        return _plan(pair, text).key == plan.key
-    except RecipeError:
-        return False
+def _preset_plan_keys(pair: Pair) -> dict[str, str]:
+    """Plan keys of the presets that fit the pair, by name."""
+    found = st.session_state.get(_PRESET_KEYS, {})
+    if pair.key not in found:
+        found = {pair.key: {}}
+        for preset in recipes.PRESETS:
+            try:
+                found[pair.key][preset.name] = _plan(pair, preset.text).key
+            except RecipeError:  # it moves what this pair cannot move; its button says so when it is pressed
+                continue
+        st.session_state[_PRESET_KEYS] = found
+    return found[pair.key]
 
 
 def draw_board(pair: Pair, edit: Edit) -> None:
