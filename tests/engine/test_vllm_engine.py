@@ -36,6 +36,11 @@ def session_of(record: Path) -> tuple[int, int]:
     return tuple(json.loads(record.read_text())["session"])
 
 
+def send(number: int, processes: set[int]) -> None:
+    for pid in processes:
+        os.kill(pid, number)
+
+
 def wait_until(true, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not (met := true()) and time.monotonic() < deadline:
@@ -151,12 +156,12 @@ def test_a_dead_server_is_told_and_started_again(engine):
     before = text_of(engine.generate(PROMPT, max_tokens=24))
     (record,) = Path(os.environ["SFN_CACHE"], "run").glob("*.json")
     server, started = session_of(record)
-    core = max(vllm_guard.session_members(server, started) - {server})
-    stream = engine.generate(PROMPT, max_tokens=400, temperature=2.0, seed=5)
-    next(stream)
-    os.kill(core, signal.SIGKILL)
+    others = vllm_guard.session_members(server, started) - {server}  # the engine core and its worker among them
+    send(signal.SIGSTOP, others)  # so that the answer cannot end before they do
+    killer = threading.Timer(0.5, send, (signal.SIGKILL, others))
+    killer.start()
     with pytest.raises(EngineError, match=r"vLLM died while it answered"):
-        list(stream)
+        list(engine.generate(PROMPT))
     assert (engine.status.state, engine.status.recipe) == ("dead", None)
     assert not vllm_guard.session_members(server, started)
     assert text_of(engine.generate(PROMPT, max_tokens=24)) == before
