@@ -221,8 +221,8 @@ def _vocabulary(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
             "vocabulary",
             "limit",
             f"The embedding has {rows[0]:,} rows in A, {rows[1]:,} in B.",
-            f"Delta compares the first {min(rows):,} rows of embedding and head, which may stand for other tokens where "
-            "the tokenizers differ. The two cannot be moved; every other module can.",
+            f"Delta compares the first {min(rows):,} rows of embedding and head, which may stand for other tokens "
+            "where the tokenizers differ. The two cannot be moved; every other module can.",
         )
 
 

@@ -23,7 +23,9 @@ _ICON = str(Path(__file__).parent / "assets" / "icon.png")  # an icon by name wo
 
 def main() -> None:
     """Draw the frame, run the page in it, and let the URL follow."""
-    st.set_page_config(page_title="Stethoscope for Networks", page_icon=_ICON, layout="wide", initial_sidebar_state=_SIDEBAR_PX)
+    st.set_page_config(
+        page_title="Stethoscope for Networks", page_icon=_ICON, layout="wide", initial_sidebar_state=_SIDEBAR_PX
+    )
     page = st.navigation(routes.pages(), position="top")
     state.read(page.url_path or routes.HOME)
     style.apply()
