@@ -3,9 +3,7 @@
 The parameter `recipe` is the one source of truth (and part of the permalink); the last text that was good for the pair
 is kept beside it, so that a bad one leaves board and answers as they were.
 
-No widget holds the recipe itself: a widget's value comes back from the browser with every click, and a click that
-overtakes a run brings an old one, which would undo what the click before it did. Such an echo is told from a person's
-edit by what comes with it: an edit is sent for its own sake, an echo always with a click on something else.
+No widget holds the recipe: board and box send what a person did, and each is followed once (see `recipe_box`).
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import streamlit as st
 
 from sfn import recipes
 from sfn.errors import RecipeError
-from sfn.ui import board, cached, columns, state
+from sfn.ui import board, cached, columns, recipe_box, state
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
@@ -28,12 +26,11 @@ _GOOD = "_recipe_good"  # (pair key, text)
 _PAST, _FUTURE = "_recipe_past", "_recipe_future"
 _ACK = "_board_ack"
 _BOARD = "board"
-_BOX = "recipe_box"
-_SHOWN = "_recipe_shown"  # texts that the box had lately, the newest last
-_CLICKS = ("run", "again", "stop", "example", "recipe_undo", "recipe_redo", "recipe_clear")
+_NOBODY = ("", 0)  # acknowledges nothing
+_BOX, _BOX_ACK = "recipe_box", "_recipe_box_ack"
 _REFUSED = "_board_refused"  # why the last click on the board could not be followed
 _PRESET_KEYS = "_preset_keys"  # pair key -> {preset's name: key of its plan}
-_LONGEST_PAST, _LATELY = 200, 20
+_LONGEST_PAST = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +88,16 @@ def _base(pair: Pair) -> str:
 # ---------------------------------------------------------------- what the controls do
 
 
+def _on_edit() -> None:
+    found = recipe_box.edit(_sent(_BOX, "edit"), st.session_state.get(_BOX_ACK, _NOBODY))
+    if found is not None:
+        st.session_state[_BOX_ACK] = found.ack
+        state.put("recipe", found.text)
+
+
 def _on_board(pair: Pair) -> None:
-    value = st.session_state[_BOARD].get("toggle")
-    found, st.session_state[_ACK] = board.toggles(value, st.session_state.get(_ACK, ("", 0)))
+    _on_edit()  # what was written came before the click, also where both arrive together
+    found, st.session_state[_ACK] = board.toggles(_sent(_BOARD, "toggle"), st.session_state.get(_ACK, _NOBODY))
     recipe = recipes.parse(_base(pair))
     try:
         for toggle in found:
@@ -105,27 +109,9 @@ def _on_board(pair: Pair) -> None:
         state.put("recipe", recipes.format(recipe))
 
 
-def _on_text() -> None:
-    text = st.session_state[_BOX]
-    if _clicked() and text in st.session_state.get(_SHOWN, []):
-        return  # an echo
-    state.put("recipe", text)
-
-
-def _clicked() -> bool:
-    """Whether this run was asked for by a click on something of this page."""
-    presets = (_preset_key(preset) for preset in recipes.PRESETS)
-    toggled = _BOARD in st.session_state and st.session_state[_BOARD].get("toggle") is not None
-    return toggled or any(st.session_state.get(key) for key in (*_CLICKS, *presets))
-
-
-def _show(text: str) -> None:
-    """Let the box show `text`, whatever the browser believes."""
-    shown = st.session_state.get(_SHOWN, [])
-    if not shown or shown[-1] != text:
-        st.session_state[_SHOWN] = [*shown, text][-_LATELY:]
-    if st.session_state.get(_BOX) != text:
-        st.session_state[_BOX] = text
+def _sent(key: str, event: str) -> object:
+    """What the component `key` sent with this run, if anything."""
+    return st.session_state[key].get(event) if key in st.session_state else None
 
 
 def _preset_key(preset: recipes.Preset) -> str:
@@ -185,16 +171,23 @@ def draw_board(pair: Pair, edit: Edit) -> None:
     compared = [row.name for row in pair.rows if row.comparable]
     measured = len(compared) - len(cached.workbench().store.missing(pair.key, compared))
     moved_by = board.shifts(cached.delta_table(pair.key, measured)) if measured else {}
-    ack = st.session_state.get(_ACK, ("", 0))
+    ack = st.session_state.get(_ACK, _NOBODY)
     board.draw(pair, edit.plan, moved_by, key=_BOARD, ack=ack, on_toggle=lambda: _on_board(pair))
 
 
 def draw_text(pair: Pair, edit: Edit, engine_line: str) -> None:
     """The recipe as text, undo, redo, clear; in the line under it what it moves, or what is wrong with it."""
-    _show(state.get("recipe"))
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall", key="recipe_row"):
-        st.text_input("Recipe", key=_BOX, placeholder="all A; try o_proj@all=B", help=_GRAMMAR, on_change=_on_text)
-        _draw_steps(pair)
+    with st.container(gap="xxsmall", key="recipe_field"):
+        st.markdown("Recipe", help=_GRAMMAR)
+        with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
+            recipe_box.draw(
+                state.get("recipe"),
+                key=_BOX,
+                ack=st.session_state.get(_BOX_ACK, _NOBODY),
+                placeholder="all A; try o_proj@all=B",
+                on_edit=_on_edit,
+            )
+            _draw_steps(pair)
     problem = edit.problem or st.session_state.pop(_REFUSED, "")
     if problem:
         line = f'<div class="sfn-verdict sfn-bad" role="alert">{html.escape(problem)}</div>'

@@ -14,9 +14,15 @@ PROMPT = "What is 1 + 1?"
 SHORT = {"prompt": PROMPT, "max_tokens": 12}
 
 
-def box(app):
-    """The recipe's text box."""
-    return next(each for each in app.text_input if each.label == "Recipe")
+def recipe(app) -> str:
+    """The recipe's text."""
+    return app.session_state["recipe"]
+
+
+def write(app, text: str):
+    """Another recipe, as the text box hands it over."""
+    app.session_state["recipe"] = text
+    return app.run()
 
 
 def lit(app) -> list[str]:
@@ -73,7 +79,7 @@ def spoken(tmp_path_factory):
 
 def test_it_opens_with_nothing_moved_and_a_prompt_that_suits(visit):
     app = visit("merge")
-    assert box(app).value == ""
+    assert recipe(app) == ""
     assert "0 of 27 tensors" in verdict(app)
     assert app.text_area(key="prompt").value.startswith("Can you write a short paragraph")
     assert app.button(key="run").label == "Start the engine and run"
@@ -93,13 +99,13 @@ def test_the_address_decides_recipe_and_settings(visit):
 
 def test_a_bad_recipe_is_a_sentence_and_the_last_good_one_stays(visit):
     app = visit("merge", recipe="o_proj@all=B")
-    box(app).set_value("o_prj@all=B").run()
+    write(app, "o_prj@all=B")
     assert not app.exception
     assert "sfn-bad" in verdict(app)
     assert "o_prj" in verdict(app)
     assert app.button(key="run").disabled
     assert "o_proj@all=B" in heads(app)[1]
-    box(app).set_value("q_proj@0=B").run()
+    write(app, "q_proj@0=B")
     assert "sfn-bad" not in verdict(app)
     assert "2 of 27 tensors" in verdict(app)  # weight and bias
 
@@ -113,22 +119,22 @@ def test_a_sentence_about_a_recipe_is_never_read_as_html(visit):
 def test_presets_undo_redo_and_clear_keep_the_text_in_step(visit):
     app = visit("merge")
     app.button(key="preset_m1").click().run()
-    assert box(app).value == "o_proj@all=B"
-    box(app).set_value("mlp@1=B").run()
+    assert recipe(app) == "o_proj@all=B"
+    write(app, "mlp@1=B")
     app.button(key="recipe_undo").click().run()
-    assert box(app).value == "o_proj@all=B"
+    assert recipe(app) == "o_proj@all=B"
     assert lit(app) == ["o_proj (M1)"]
     app.button(key="recipe_undo").click().run()
-    assert box(app).value == ""
+    assert recipe(app) == ""
     assert app.button(key="recipe_undo").disabled
     app.button(key="recipe_redo").click().run()
     app.button(key="recipe_redo").click().run()
-    assert box(app).value == "mlp@1=B"
+    assert recipe(app) == "mlp@1=B"
     assert lit(app) == []
     app.button(key="recipe_clear").click().run()
-    assert box(app).value == ""
+    assert recipe(app) == ""
     app.button(key="recipe_undo").click().run()
-    assert box(app).value == "mlp@1=B"
+    assert recipe(app) == "mlp@1=B"
 
 
 def test_the_three_columns_say_what_the_engine_says_and_the_store_keeps_it(visit, bench, spoken):
@@ -151,7 +157,7 @@ def test_after_a_toggle_the_old_answer_keeps_its_recipe_and_is_dimmed(visit, ben
     app.button(key="run").click().run()
     until_done(app)
     old = answers(app)[1]
-    box(app).set_value("mlp@all=B").run()
+    write(app, "mlp@all=B")
     assert answers(app)[1] == old
     assert "o_proj@all=B" in heads(app)[1]
     assert "of an earlier recipe" in heads(app)[1]
@@ -174,7 +180,7 @@ def test_again_draws_with_the_next_seed_and_greedy_explains_itself(visit, bench)
 def test_run_on_change_asks_by_itself(visit, bench, spoken):
     app = visit("merge", **SHORT)
     app.toggle(key="run_on_change").set_value(True).run()
-    box(app).set_value("o_proj@all=B").run()
+    write(app, "o_proj@all=B")
     until_done(app)
     assert answers(app)[1] == spoken["o_proj@all=B"]
 
