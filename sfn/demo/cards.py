@@ -104,7 +104,7 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
         f"On {evaluation['problems']} held-out hard problems (expressions of 3 and of 4 operations, word problems",
         f"of 2 and of 3 steps, a quarter each) and {evaluation['dialogues']} held-out dialogues, greedily, in float32.",
         "With that many problems a figure is good to about ± 2 to 4 points (one standard error). `A ← x` is A with x",
-        "taken from B, `B ← x` the other way round.",
+        "taken from B, `B ← x` is B with x taken from A.",
         "",
         "- plain, chat: problems right, in %, with the prompt verbatim or in the chat template.",
         "- forced: the same, plain, with `<think>` already written. shown: plain, behind `Show the work.`",
@@ -124,6 +124,9 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
     shifts = evaluation["mean_rms_shift"]
     lines += [
         "",
+        "Dialogues whose answer lacks what it must have, by family: " + "; ".join(_misfits(evaluation)) + ".",
+        "In the family place (`Where is …?`, with two people and two places named) half would be right by chance.",
+        "",
         "How far the weights moved from A to B (RMS shift per parameter, mean over the layers):",
         "",
         "| " + " | ".join(shifts) + " |",
@@ -134,50 +137,42 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _misfits(evaluation: Mapping[str, Any]) -> list[str]:
+    """As "A 10 of 17 in place", for A and for B."""
+    asked, found = evaluation["dialogues_by_kind"], []
+    for row in evaluation["rows"]:
+        if row["recipe"] in ("", "all@all=B"):
+            failed = ", ".join(f"{count} of {asked[kind]} in {kind}" for kind, count in row["misfits"].items())
+            found.append(f"{row['name']} {failed or 'none'}")
+    return found
+
+
 def _paper(evaluation: Mapping[str, Any]) -> str:
     """What of the above agrees with arXiv:2505.20993, in sentences that follow from the figures."""
     rows = {row["recipe"]: row for row in evaluation["rows"]}
     a, b = rows[""], rows["all@all=B"]
-    alone = rows["o_proj@all=B"]
-    best = max((row for row in evaluation["rows"] if row["name"].startswith("A ←")), key=lambda row: row["plain"])
+    alone, without = rows["o_proj@all=B"], rows["all@all=B; o_proj@all=A"]
+    attention, mlp = rows["all@all=B; mlp@all=A"], rows["all@all=B; attn@all=A"]
+    layers, with_head = rows["all@0-5=B"], rows["all@0-5=B; head=B"]
     shifts = evaluation["mean_rms_shift"]
-    inner = {name: value for name, value in shifts.items() if name not in ("embed_tokens", "lm_head")}
-    largest = max(inner, key=inner.__getitem__)
-    gain, room = alone["plain"] - a["plain"], b["plain"] - a["plain"]
+    order = sorted((name for name in shifts if name.endswith("_proj")), key=shifts.__getitem__, reverse=True)
+    shown = alone["plain"] - a["plain"] >= (b["plain"] - a["plain"]) / 4  # a quarter of the way to B
+    verdict = "In part, this pair shows that too." if shown else "**This pair does not show that.**"
     lines = [
         "## Beside the paper",
         "",
         "Shao & Wu, “Who Reasons in the Large Language Models?” (arXiv:2505.20993), report that in large pairs",
         "`o_proj` carries reasoning, while the other modules carry fluent conversation.",
         "",
-    ]
-    if gain < room / 4:
-        lines.append(
-            f"- **This pair does not show that.** Moving `o_proj` alone takes A from {a['plain']:.1f} % to "
-            f"{alone['plain']:.1f} %, where B has {b['plain']:.1f} %."
-        )
-    else:
-        lines.append(
-            f"- Moving `o_proj` alone takes A from {a['plain']:.1f} % to {alone['plain']:.1f} %, where B has "
-            f"{b['plain']:.1f} %: in part, this pair shows that too."
-        )
-    lines.append(
-        f"- Among the merges above, “{best['name']}” gets furthest, {best['plain']:.1f} %: where in the depth a layer "
-        "stands, and embedding and head, matter as much here as the kind of module."
-    )
-    if largest == "o_proj":
-        lines.append(
-            f"- Inside the layers `o_proj` moved furthest ({inner['o_proj']:.4f} per parameter), as in the paper; but "
-            f"others came close, and `lm_head` moved {shifts['lm_head']:.4f}."
-        )
-    else:
-        lines.append(
-            f"- Inside the layers `{largest}` moved furthest ({inner[largest]:.4f} per parameter; `o_proj` "
-            f"{inner['o_proj']:.4f}), and `lm_head` moved {shifts['lm_head']:.4f}. The paper found `o_proj` ahead."
-        )
-    lines += [
-        f"- Dialogue with `o_proj` moved: {alone['fluent']:.0f} % fluent and fitting (A {a['fluent']:.0f} %, "
-        f"B {b['fluent']:.0f} %).",
+        f"- {verdict} With B's `o_proj` alone A has {alone['plain']:.1f} % (before: {a['plain']:.1f} %; B: "
+        f"{b['plain']:.1f} %). With everything of B *but* `o_proj` it has {without['plain']:.1f} %.",
+        f"- One side of the layers, with norms, embedding and head: attention {attention['plain']:.1f} % "
+        f"({attention['forced']:.1f} % when forced), mlp {mlp['plain']:.1f} % ({mlp['forced']:.1f} %).",
+        f"- All six layers without the head: {layers['plain']:.1f} %; with it: {with_head['plain']:.1f} %.",
+        f"- In the layers, the order of RMS shift is {', '.join(f'`{name}`' for name in order)}; `lm_head` moved "
+        f"{shifts['lm_head']:.4f}. In the paper it is `o_proj` that moves most.",
+        f"- Dialogue with B's `o_proj` in A: {alone['fluent']:.1f} % fluent and fitting (A {a['fluent']:.1f} %, B "
+        f"{b['fluent']:.1f} %).",
         "",
     ]
     return "\n".join(lines)

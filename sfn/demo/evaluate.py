@@ -9,6 +9,7 @@ is in `cards`; nothing here is trained.
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,15 +34,18 @@ MERGES: tuple[tuple[str, str], ...] = (
     ("A ← o_proj + norms", "o_proj,norms@all=B"),
     ("A ← embed + head", "emb,head=B"),
     ("A ← o_proj + norms + embed + head", "o_proj,norms@all=B; emb,head=B"),
-    ("A ← attention + norms + embed + head", "attn,norms@all=B; emb,head=B"),
-    ("A ← mlp + norms + embed + head", "mlp,norms@all=B; emb,head=B"),
-    ("A ← all but o_proj (B ← A's o_proj)", "all@all=B; o_proj@all=A"),
+    ("A ← attention + norms + embed + head (B ← mlp)", "all@all=B; mlp@all=A"),
+    ("A ← mlp + norms + embed + head (B ← attention)", "all@all=B; attn@all=A"),
+    ("A ← all but q, k, v (B ← q, k, v)", "all@all=B; qkv@all=A"),
+    ("A ← all but o_proj (B ← o_proj)", "all@all=B; o_proj@all=A"),
     ("A ← layers 0–2", "all@0-2=B"),
     ("A ← layers 0–2 + embed", "all@0-2=B; emb=B"),
     ("A ← layers 3–5 + head", "all@3-5=B; head=B"),
-    ("B ← A's q, k, v", "all@all=B; qkv@all=A"),
-    ("B ← A's attention", "all@all=B; attn@all=A"),
-    ("B ← A's mlp", "all@all=B; mlp@all=A"),
+    ("A ← layers 2–5 + embed + head", "all@2-5=B; emb,head=B"),
+    ("A ← layers 1–5 + embed + head", "all@1-5=B; emb,head=B"),
+    ("A ← layers 0–5", "all@0-5=B"),
+    ("A ← layers 0–5 + head", "all@0-5=B; head=B"),
+    ("A blended with B, 3 parts of 4 from B", "all@all=B:0.75"),
 )
 _STEP = r"\d+ [-+*] \d+ = \d+ \."
 WELL_FORMED = re.compile(
@@ -61,6 +65,7 @@ class Measured:
             text that is fluent (under `FLUENT_BELOW` nats per token to A or to B); I the rest.
         tokens: mean length of the plain answers to hard problems, end token included.
         fitting: plain dialogues whose answer contains what it must. fluent: those that also end, and are fluent.
+        misfits: how many dialogues do not fit, by the family of their template.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Measured:
     tokens: float
     fitting: float
     fluent: float
+    misfits: dict[str, int]
 
 
 @torch.inference_mode()
@@ -189,6 +195,7 @@ class Judge:
             tokens=round(sum(map(len, ids)) / len(ids), 1),
             fitting=percent(fits),
             fluent=percent(fluent),
+            misfits=dict(Counter(talk.kind for talk, fit in zip(self.dialogues, fits, strict=True) if not fit)),
         )
 
 
@@ -230,6 +237,7 @@ def evaluate(folder_a: Path, folder_b: Path, per_kind: int) -> dict[str, Any]:
     return {
         "problems": len(judge.problems),
         "dialogues": len(judge.dialogues),
+        "dialogues_by_kind": dict(Counter(talk.kind for talk in judge.dialogues)),
         "rows": [asdict(row) for row in rows],
         "mean_rms_shift": mean_rms_shift(a, b),
     }
