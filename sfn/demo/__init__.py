@@ -50,6 +50,6 @@ EXAMPLES: tuple[Example, ...] = (
 )
 
 
-def folders() -> tuple[Path, Path]:
-    """The checkpoint folders of A (base) and B (reasoning)."""
-    return _HERE / "A", _HERE / "B"
+def folders(root: Path = _HERE) -> tuple[Path, Path]:
+    """The checkpoint folders of A (base) and B (reasoning) below `root`."""
+    return root / "tiny-base", root / "tiny-reasoner"

@@ -250,13 +250,14 @@ def main() -> None:
     parser.add_argument("--per-kind", type=int, default=40, help="held-out problems of each of the four hard kinds")
     parser.add_argument("--cards", action="store_true", help="only write the cards anew, from evaluation.json")
     choices = parser.parse_args()
+    folder_a, folder_b = folders(choices.pair)
     if not choices.cards:
-        evaluation = evaluate(choices.pair / "A", choices.pair / "B", choices.per_kind)
+        evaluation = evaluate(folder_a, folder_b, choices.per_kind)
         (choices.pair / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
     evaluation = json.loads((choices.pair / "evaluation.json").read_text())
     training = json.loads((choices.pair / "train.json").read_text())
-    (choices.pair / "A" / "README.md").write_text(cards.card_of_a(evaluation, training))
-    (choices.pair / "B" / "README.md").write_text(cards.card_of_b(evaluation, training))
+    (folder_a / "README.md").write_text(cards.card_of_a(evaluation, training))
+    (folder_b / "README.md").write_text(cards.card_of_b(evaluation, training))
 
 
 if __name__ == "__main__":

@@ -247,11 +247,12 @@ def run_process(rank: int, meeting: str, out: Path, stages: tuple[Stage, ...], w
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=PROCESSES)
     torch.manual_seed(1)  # the same weights in both
-    tokenizer = AutoTokenizer.from_pretrained(out / "A")
+    place = dict(zip("AB", folders(out), strict=True))
+    tokenizer = AutoTokenizer.from_pretrained(place["A"])
     model, model_name, records, fresh = new_model(tokenizer), "A", [], False
     for at, stage in enumerate(stages):
         if stage.model != model_name:  # B begins at A as it is shipped, so that their difference is the fine-tuning
-            model = Qwen2ForCausalLM.from_pretrained(out / model_name, dtype=torch.float32)
+            model = Qwen2ForCausalLM.from_pretrained(place[model_name], dtype=torch.float32)
             model_name = stage.model
         record = None if fresh else load_stage(work / f"{at}.pt", stage, model)
         fresh = record is None  # and so are all stages after it
@@ -260,10 +261,10 @@ def run_process(rank: int, meeting: str, out: Path, stages: tuple[Stage, ...], w
         dist.barrier()  # both have looked for the file before it is written
         if rank == 0:
             torch.save({"record": record, "weights": model.state_dict()}, work / f"{at}.pt")
-            save(model, tokenizer, out / stage.model)
+            save(model, tokenizer, place[stage.model])
             (out / "train.json").write_text(json.dumps({"chat_share": CHAT_SHARE, "stages": records}, indent=1) + "\n")
             if fresh:
-                report(out / stage.model)
+                report(place[stage.model])
         dist.barrier()  # B is read from the folder of A
     dist.destroy_process_group()
 
@@ -306,8 +307,9 @@ def main() -> None:
     out = choices.out or folders()[0].parent
     stages = tuple(replace(stage, steps=3) for stage in STAGES) if choices.quick else STAGES
     out.mkdir(parents=True, exist_ok=True)
-    new_tokenizer().save_pretrained(out / "A")  # and from here on as everybody will load it
-    (out / "A" / "config.json").write_text('{"model_type": "qwen2"}')
+    base, _ = folders(out)
+    new_tokenizer().save_pretrained(base)  # and from here on as everybody will load it
+    (base / "config.json").write_text('{"model_type": "qwen2"}')
     started = time.monotonic()
     with TemporaryDirectory() as folder:
         work = choices.work or Path(folder)
