@@ -93,7 +93,7 @@ def app(cache: str) -> Iterator[tuple[str, float]]:
 
 
 def browser_s(chromium: Browser, cache: str) -> tuple[float, float]:
-    """Seconds from starting the app to a usable Pair page, and from a click on a preset to its answer from the store."""
+    """Seconds from starting the app to a usable Pair page, and from a click on a preset to its stored answer."""
     with app(cache) as (address, start):
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.goto(address)

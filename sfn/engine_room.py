@@ -165,6 +165,7 @@ class EngineRoom:
                 answer.owners.add(owner)
                 return answer
             answer = Answer(question, pair, plan, owner)
+            self._store.save_recipe(question.recipe, plan.key, pair.key)
             self._waiting.append(answer)
             self._ensure_thread()
             self._changed.notify_all()

@@ -177,7 +177,9 @@ def _draw_seat(pair: Pair, seat: Seat, answer: Answer | None) -> None:
 
 def _verbatim(text: str) -> str:
     """HTML that shows model text as it is, but for empty first lines; st.text would take every indent off."""
-    safe = html.escape(text.lstrip("\r\n")).replace("\r", "&#13;").replace("\n", "&#10;")  # one line, so that nothing dedents it
+    safe = (
+        html.escape(text.lstrip("\r\n")).replace("\r", "&#13;").replace("\n", "&#10;")
+    )  # one line, so that nothing dedents it
     return f'<div class="sfn-said">{safe}</div>'
 
 

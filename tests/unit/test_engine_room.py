@@ -97,6 +97,12 @@ def test_an_answer_streams_and_is_kept(room, ask, pair):
     assert ScriptedEngine.opened[0].became == ["o_proj@all=B"]
 
 
+def test_recipes_that_were_asked_are_kept(room, ask, pair):
+    wait(ask("o_proj @ 0-1 = b"))
+    wait(ask("o_proj@0-1=B", prompt="again"))
+    assert [saved.text for saved in room._store.recipes(pair.key)] == ["o_proj@0-1=B"]
+
+
 def test_fresh_computes_again(ask):
     wait(ask())
     assert wait(ask(fresh=True)).state == "done"

@@ -1,0 +1,111 @@
+"""Takes the pictures in docs/screenshots/ anew: every page in light and dark, on the bundled pair, with an empty cache.
+
+    .venv/bin/python scripts/screenshots.py
+
+Needs what tests need (`make test` installs it). Starts the app, answers one question with each recipe, and looks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from playwright.sync_api import sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "screenshots"
+SIZE = {"width": 1440, "height": 900}
+PROMPT = "What is 5 + 17 + 26 + 4?"
+RECIPES = ("o_proj@all=B", "all@0-5=B; head=B")
+TENSOR = "model.layers.5.self_attn.o_proj.weight"
+
+
+def start(cache: str) -> tuple[subprocess.Popen, str]:
+    """The app on a free port, and its address once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "SFN_CACHE": cache})
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=1).close()
+            return process, address
+        except OSError:
+            time.sleep(0.1)
+    process.kill()
+    raise SystemExit("The app did not start.")
+
+
+def answer(page: Page, address: str, recipe: str) -> None:
+    """Open the Merge page with a recipe and run it, unless the store has its answers."""
+    page.goto(f"{address}/merge?{urlencode({'recipe': recipe, 'prompt': PROMPT})}")
+    page.locator(".st-key-answer_B").wait_for()
+    run = page.locator(".st-key-run button")
+    if run.is_enabled():
+        run.click()
+    for seat in ("A", "merged", "B"):
+        page.locator(f".st-key-seat_{seat} .sfn-seat-foot", has_text="tokens/s").wait_for()
+
+
+def take(page: Page, name: str) -> None:
+    """Wait until nothing moves any more, then take the picture."""
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(3000)
+    page.screenshot(path=OUT / f"{name}.png")
+
+
+def look(page: Page, address: str, scheme: str) -> None:
+    """All four pages, and one tensor of Delta."""
+    page.goto(address)
+    page.get_by_text("Next: Delta").wait_for()
+    take(page, f"pair-{scheme}")
+    page.goto(f"{address}/delta")
+    page.get_by_text("75 tensors measured").wait_for()
+    take(page, f"delta-{scheme}")
+    page.goto(f"{address}/delta?{urlencode({'tensor': TENSOR})}")
+    page.get_by_role("heading", name="o_proj").last.scroll_into_view_if_needed()
+    take(page, f"tensor-{scheme}")
+    for recipe in RECIPES:
+        answer(page, address, recipe)
+    take(page, f"merge-{scheme}")
+    page.goto(f"{address}/history")
+    page.get_by_text("answers.").wait_for()
+    take(page, f"history-{scheme}")
+
+
+def main() -> None:
+    """Take all pictures."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as cache, sync_playwright() as playwright:
+        process, address = start(cache)
+        try:
+            chromium = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"),
+                args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"],
+            )
+            for scheme in ("light", "dark"):
+                context = chromium.new_context(viewport=SIZE, color_scheme=scheme)
+                context.set_default_timeout(60_000)
+                look(context.new_page(), address, scheme)
+            chromium.close()
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+if __name__ == "__main__":
+    main()
