@@ -14,7 +14,7 @@ from tests.browser.merge_page import SIDES, WAIT_MS, MergePage
 pytestmark = pytest.mark.browser
 
 SUM = "What is 5 + 17 + 26 + 4?"
-FREE = {"temperature": 1.5, "max_tokens": 200}  # free drawing babbles on, so that there is something to watch
+FREE = {"temperature": 4.0, "max_tokens": 400}  # free drawing babbles on, so that there is something to watch
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ SHORT = {"prompt": PROMPT, "max_tokens": 12}
 
 
 def recipe(app) -> str:
-    """The recipe's text."""
-    return app.session_state["recipe"]
+    """The recipe's text; nothing is in the session as long as nothing was chosen."""
+    return app.session_state["recipe"] if "recipe" in app.session_state else ""
 
 
 def write(app, text: str):
