@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlencode
 
 from playwright.sync_api import Locator, Page, expect
 
+ENDED = re.compile("ended by itself|cut at the token limit")
 SIDES = ("A", "merged", "B")
 WAIT_MS = 180_000  # an engine that starts on two busy cores
 
@@ -94,7 +96,7 @@ class MergePage:
     def ran(self) -> MergePage:
         """Wait until every column has ended."""
         for side in SIDES:
-            expect(self.foot(side)).to_contain_text("end", timeout=WAIT_MS)
+            expect(self.foot(side)).to_contain_text(ENDED, timeout=WAIT_MS)
         return self
 
     def watch(self) -> None:
