@@ -77,7 +77,7 @@ def look(page: Page, address: str, scheme: str) -> None:
     page.get_by_text("75 tensors measured").wait_for()
     take(page, f"delta-{scheme}")
     page.goto(f"{address}/delta?{urlencode({'tensor': TENSOR})}")
-    page.get_by_role("heading", name="o_proj").last.scroll_into_view_if_needed()
+    page.locator(".sfn-tensor").scroll_into_view_if_needed()
     take(page, f"tensor-{scheme}")
     for recipe in RECIPES:
         answer(page, address, recipe)

@@ -11,7 +11,7 @@ PRESENTER = "presenter"  # key of the switch in the sidebar
 _RULES = """
 .stApp, .stApp button, .stApp input, .stApp textarea { font-variant-numeric: tabular-nums; }
 .stMainBlockContainer { padding: 3.6rem 2.4rem 3rem; }
-.stMain h1 { padding: .3rem 0 .1rem; }
+.stMain h1 { padding: .3rem 0 .4rem; }
 .sfn-line { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .92rem; }
 .stApp [data-stale="true"] { opacity: 1 !important; transition: none !important; }
 [data-testid="stStatusWidget"] { display: none; }
