@@ -177,3 +177,16 @@ def test_after_a_toggle_the_old_answer_keeps_its_recipe(merge):
     expect(merge.page.locator(".st-key-answer_merged")).to_have_css("opacity", "0.4")
     assert merge.texts() == old
     expect(merge.run).to_contain_text(re.compile(r"Swap \d+ tensors and run"))
+
+
+def test_what_was_typed_counts_when_the_board_is_clicked_next(merge):
+    merge.open()
+    merge.recipe.fill("o_proj@0-1=B")
+    merge.cell(3, "o_proj").click()
+    expect(merge.recipe).to_have_value("o_proj@0-1,3=B")
+    assert merge.from_b() == 3
+    merge.recipe.fill("")
+    merge.recipe.press("Enter")
+    expect(merge.page.locator('.grid [data-s="B"]')).to_have_count(0)
+    merge.page.locator(".st-key-recipe_undo button").first.click()
+    expect(merge.recipe).to_have_value("o_proj@0-1,3=B")
