@@ -167,7 +167,7 @@ def main() -> None:
     for name, seconds in found.items():
         median = statistics.median(seconds)
         print(
-            f"{name:50} {median:7.2f}s {min(seconds):7.2f}s {max(seconds):7.2f}s {WANTED_S[name]:7.1f}s "
+            f"{name:50} {median:7.3f}s {min(seconds):7.3f}s {max(seconds):7.3f}s {WANTED_S[name]:7.1f}s "
             f"{median / WANTED_S[name]:6.0%}"
         )
     over = [name for name, seconds in found.items() if statistics.median(seconds) > WANTED_S[name]]

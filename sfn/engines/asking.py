@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 
 from sfn.checkpoints import text_config
 from sfn.errors import EngineError
 from sfn.records import Sampling
+
+MAX_TEMPERATURE = 2.0  # what vLLM allows; the same for all, so that a question can be asked of any engine
 
 
 def sampling(
@@ -18,8 +19,8 @@ def sampling(
         stop = (stop,)
     if max_tokens < 1:
         raise EngineError(f"max_tokens is {max_tokens}; ask for one token or more.")
-    if not (isfinite(temperature) and temperature >= 0):
-        raise EngineError(f"temperature is {temperature}; it must be 0 (greedy) or more.")
+    if not 0 <= temperature <= MAX_TEMPERATURE:
+        raise EngineError(f"temperature is {temperature}; it must be from 0 (greedy) to {MAX_TEMPERATURE:g}.")
     if not 0 < top_p <= 1:
         raise EngineError(f"top_p is {top_p}; it must lie above 0 and at most at 1 (off).")
     if top_k < 0:

@@ -154,7 +154,7 @@ def _draw_settings() -> None:
         left, right = st.columns(2)
         left.number_input("Most tokens", 1, 131_072, key="max_tokens", step=32, **state.KEEP)
         right.number_input(
-            "Temperature", 0.0, 5.0, key="temperature", step=0.1, format="%.2f",
+            "Temperature", 0.0, 2.0, key="temperature", step=0.1, format="%.2f",
             help="0 always takes the likeliest token; higher draws more freely.", **state.KEEP,
         )  # fmt: skip
         left.number_input(

@@ -128,7 +128,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("prompt", "prompt", "", text(200_000), _MERGE),
     Parameter("mode", "prompt mode", "plain", one_of(*MODES), _MERGE),
     Parameter("max_tokens", "most tokens", 256, number(int, 1, 131_072), _MERGE),
-    Parameter("temperature", "temperature", 0.0, number(float, 0.0, 5.0), _MERGE),
+    Parameter("temperature", "temperature", 0.0, number(float, 0.0, 2.0), _MERGE),
     Parameter("top_p", "top p", 1.0, number(float, 0.01, 1.0), _MERGE),
     Parameter("top_k", "top k", 0, number(int, 0, 1_000_000), _MERGE),
     Parameter("seed", "seed", 0, number(int, 0, 2**31 - 1), _MERGE),

@@ -14,7 +14,7 @@ from tests.browser.merge_page import SIDES, WAIT_MS, MergePage
 pytestmark = pytest.mark.browser
 
 SUM = "What is 5 + 17 + 26 + 4?"
-FREE = {"temperature": 4.0, "max_tokens": 400}  # free drawing babbles on, so that there is something to watch
+ENDLESS = {"prompt": "5 + 17 = ", "max_tokens": 480}  # outside what A ← o_proj knows: it babbles on and on
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def second(contexts, app) -> MergePage:
 
 
 def test_toggling_o_proj_makes_three_columns_stream(merge):
-    merge.open(mode="chat", prompt=SUM, seed=11, **FREE)
+    merge.open(**ENDLESS)
     merge.name("o_proj").click()
     expect(merge.recipe).to_have_value("o_proj@all=B")
     expect(merge.verdict).to_contain_text("6 of 75 tensors")
@@ -107,7 +107,7 @@ def test_two_tabs_with_different_recipes_each_get_their_own_right_answers(merge,
 
 
 def test_stop_ends_what_runs_and_what_waits(merge):
-    merge.open(mode="chat", prompt=SUM, recipe="o_proj@all=B", temperature=5, max_tokens=400, seed=3)
+    merge.open(recipe="o_proj@all=B", seed=3, **ENDLESS)
     merge.run.click()
     expect(merge.stop).to_be_enabled(timeout=WAIT_MS)
     merge.stop.click()

@@ -231,6 +231,7 @@ def test_an_empty_prompt_needs_a_begin_token(engine):
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 2.5}, r"temperature is 2\.5; it must be from 0 \(greedy\) to 2"),
         ({"top_p": 0.0}, r"top_p is 0\.0"),
         ({"top_k": -2}, "top_k is -2"),
         ({"mode": "story"}, 'no prompt mode "story"'),
