@@ -299,7 +299,9 @@ def _check_folder(folder: Path) -> None:
     hint = ""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
         hint = f" For a model on the Hub, download it first: hf download {folder} --local-dir models/{folder.name}"
-    raise CheckpointError(f"There is no folder {folder}.{hint}")
+    raise CheckpointError(
+        f"There is no folder {folder}.{hint} Give a folder on this machine that holds .safetensors files."
+    )
 
 
 def _label(folder: Path) -> tuple[str, str | None]:

@@ -98,6 +98,12 @@ def session_members(session: int, started: int) -> set[int]:
     return found
 
 
+def runs(pid: int, started: int) -> bool:
+    """Whether the process that started at `started` under this number still runs."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] != "Z" and stat[2] == started
+
+
 def start_ticks(pid: int) -> int:
     """When a process started, in clock ticks since boot; 0 where there is none."""
     stat = _stat(pid)

@@ -31,6 +31,7 @@ MODEL = "sfn"  # the name under which the model is served
 # Not the `vllm` command: that of the CPU build does not find its own version and dies.
 COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 _KEPT_LOGS = 10
+_NOTHING_YET = object()
 _STAGES = (  # what its log says, latest first -> what a person reads
     ("Starting vLLM server on", "almost there"),
     ("KV cache size", "opening its door"),
@@ -51,12 +52,16 @@ class Server:
     def __init__(self, guard: subprocess.Popen, folder: Path, record: Path, log: Path) -> None:
         self._guard, self._record, self.log = guard, record, log
         self._socket = folder / "http"
+        self._crew: dict[int, int] = {}  # once it is ready: vLLM's engine core and workers, with their start times
         self._closed = False
 
     @property
     def alive(self) -> bool:
-        """Whether the server's process runs."""
-        return not self._closed and self._guard.poll() is None
+        """Whether the server runs, all of it: its API process may outlive its engine core and never answer again."""
+        return not self._closed and self._guard.poll() is None and not self._crew_is_short()
+
+    def _crew_is_short(self) -> bool:
+        return any(not vllm_guard.runs(pid, started) for pid, started in self._crew.items())
 
     def wait_ready(self, timeout_s: float, tell: Callable[[str], None]) -> None:
         """Return once the server answers; `tell` hears what it does meanwhile. Raises EngineError, the server ended."""
@@ -70,9 +75,12 @@ class Server:
             tell(f"starting vLLM: {self._stage()}, {elapsed:.0f} s (20 to 60 are usual)")
             try:
                 self.call("GET", "/health", timeout_s=5)
-                return
+                break
             except EngineError:
                 time.sleep(0.25)
+        session = _read_record(self._record).get("session") or (0, 0)
+        crew = filter(_is_of_vllm, vllm_guard.session_members(*session))
+        self._crew = {pid: vllm_guard.start_ticks(pid) for pid in crew}
 
     def _give_up(self, what: str) -> None:
         self.close()
@@ -92,17 +100,27 @@ class Server:
     def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 600) -> Any:
         """One request; the answer's JSON, or None. Raises EngineError for anything but success."""
         connection = self._connect(timeout_s)
-        try:
-            connection.request(method, path, *_encoded(body))
-            response = connection.getresponse()
-            content = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise EngineError(f"vLLM does not answer ({path}): {error or type(error).__name__}") from error
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise EngineError(f"vLLM refused {path} ({response.status}): {_message(content)}")
+        replies: SimpleQueue[tuple[int, bytes] | Exception] = SimpleQueue()
+        Thread(
+            target=_exchange, args=(connection, method, path, body, replies), name="sfn-vllm-call", daemon=True
+        ).start()
+        while (reply := self._next(replies)) is _NOTHING_YET:
+            pass
+        _shut(connection)
+        if isinstance(reply, Exception):
+            raise EngineError(f"vLLM does not answer ({path}): {reply or type(reply).__name__}") from reply
+        status, content = reply
+        if status != 200:
+            raise EngineError(f"vLLM refused {path} ({status}): {_message(content)}")
         return json.loads(content) if content else None
+
+    def _next(self, replies: SimpleQueue) -> Any:
+        """What came, or _NOTHING_YET; the error itself where nothing will come, since a process of vLLM's is gone."""
+        try:
+            return replies.get(timeout=0.1)
+        except Empty:
+            gone = self._crew_is_short()
+            return EngineError("one of its processes ended, or was killed") if gone else _NOTHING_YET
 
     def stream(self, path: str, body: Any, cancel: Event) -> Iterator[dict[str, Any]]:
         """Events of a streamed answer. Closing the generator, or `cancel`, aborts the request on the server too."""
@@ -112,9 +130,8 @@ class Server:
         reader.start()
         try:
             while not cancel.is_set():
-                try:
-                    event = events.get(timeout=0.1)
-                except Empty:
+                event = self._next(events)
+                if event is _NOTHING_YET:
                     continue
                 if isinstance(event, Exception):
                     raise EngineError(f"vLLM broke off the answer: {event or type(event).__name__}") from event
@@ -220,6 +237,24 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def _encoded(body: Any) -> tuple[bytes | None, dict[str, str]]:
     return (None, {}) if body is None else (json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+def _exchange(connection: http.client.HTTPConnection, method: str, path: str, body: Any, replies: SimpleQueue) -> None:
+    """Thread: one request; its status and content, or what went wrong, go into `replies`."""
+    try:
+        connection.request(method, path, *_encoded(body))
+        response = connection.getresponse()
+        replies.put((response.status, response.read()))
+    except Exception as error:  # handed to the one who waits for the reply
+        replies.put(error)
+
+
+def _is_of_vllm(pid: int) -> bool:
+    """Whether a process carries one of the names that vLLM gives to its engine core and workers."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"VLLM::")
+    except OSError:
+        return False
 
 
 def _read_events(connection: http.client.HTTPConnection, path: str, body: Any, events: SimpleQueue) -> None:

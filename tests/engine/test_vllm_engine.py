@@ -168,6 +168,42 @@ def test_a_dead_server_is_told_and_started_again(engine):
     assert (engine.status.state, engine.status.recipe) == ("idle", recipes.format(recipes.parse("all=B")))
 
 
+def test_a_killed_engine_core_is_noticed_while_it_is_idle_and_in_mid_swap(engine):
+    """vLLM's API process survives its engine core, stays healthy for a while, and may never answer again."""
+    engine.be(recipes.Recipe())
+    (record,) = Path(os.environ["SFN_CACHE"], "run").glob("*.json")
+    server, started = session_of(record)
+    core = {
+        pid for pid in vllm_guard.session_members(server, started) if command_of(pid).startswith("VLLM::EngineCore")
+    }
+    assert core
+    send(signal.SIGSTOP, core)  # the swap below waits for it
+    threading.Timer(1.0, send, (signal.SIGKILL, core)).start()
+    begun = time.monotonic()
+    with pytest.raises(EngineError, match=r"one of its processes ended|does not answer"):
+        engine.be(recipes.parse("all=B"))
+    assert time.monotonic() - begun < 30
+    assert engine.status.state == "dead"
+    assert not vllm_guard.session_members(server, started)
+    engine.be(recipes.parse("all=B"))
+    (record,) = Path(os.environ["SFN_CACHE"], "run").glob("*.json")
+    server, started = session_of(record)
+    send(
+        signal.SIGKILL, {pid for pid in vllm_guard.session_members(server, started) if "EngineCore" in command_of(pid)}
+    )
+    begun = time.monotonic()
+    while engine.status.state != "dead":
+        assert time.monotonic() - begun < 10
+        time.sleep(0.05)
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 OWNER = """
 import sys
 from sfn import checkpoints, demo, engines, pairs, recipes
