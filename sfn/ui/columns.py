@@ -165,7 +165,7 @@ def _draw_seat(pair: Pair, seat: Seat, answer: Answer | None) -> None:
                 ask(pair, (seat,))
                 st.rerun()
         elif answer.text or answer.active:
-            st.html(_verbatim(answer.text))
+            st.html(words.said(answer.text))
         else:
             st.caption(
                 "The model ended at once, without a word." if answer.finish == "stop" else "Nothing was written."
@@ -173,14 +173,6 @@ def _draw_seat(pair: Pair, seat: Seat, answer: Answer | None) -> None:
     dimmed = answer is not None and not current and not seat.problem
     st.html(f"<style>.st-key-answer_{seat.side} {{ opacity: {0.4 if dimmed else 1}; }}</style>")
     st.html(f'<div class="sfn-seat-foot">{html.escape(_foot(seat, answer))}</div>')
-
-
-def _verbatim(text: str) -> str:
-    """HTML that shows model text as it is, but for empty first lines; st.text would take every indent off."""
-    safe = (
-        html.escape(text.lstrip("\r\n")).replace("\r", "&#13;").replace("\n", "&#10;")
-    )  # one line, so that nothing dedents it
-    return f'<div class="sfn-said">{safe}</div>'
 
 
 def _silence(seat: Seat) -> str:

@@ -184,8 +184,8 @@ def _answer(number: int, found: Generation) -> None:
         f'<div class="sfn-pair"><b>No. {number}</b> · {when}<br>{words.chip(words.recipe(question.recipe))}'
         f"{words.side('A', found.a_label)}{words.side('B', found.b_label)}"
         f'<div class="sfn-head">Prompt · {question.mode}</div>'
-        f'<div class="sfn-said">{html.escape(question.prompt)}</div>'
-        f'<div class="sfn-head">Answer</div><div class="sfn-said sfn-answer">{html.escape(found.text)}</div>'
+        f"{words.said(question.prompt)}"
+        f'<div class="sfn-head">Answer</div>{words.said(found.text, "sfn-answer")}'
         f'<div class="sfn-muted">{" · ".join(figures)}<br>{html.escape(engine)}<br>{" · ".join(settings)}</div></div>'
     )
     query = _merge_query(found)

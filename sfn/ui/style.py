@@ -37,7 +37,7 @@ _RULES = """
 .sfn-fit { margin: .9rem 0 .2rem; }
 .stMain [data-testid="stPageLink"] a { border: 1px solid color-mix(in srgb, currentColor 35%, transparent);
   border-radius: .35rem; padding: .3rem .8rem; width: fit-content; }
-.sfn-said { white-space: pre-wrap; overflow-wrap: anywhere; margin: .15rem 0 .5rem; }
+.sfn-said { white-space: pre-wrap; overflow-wrap: anywhere; margin: .15rem 0 .5rem; line-height: 1.55; }
 .sfn-answer { max-height: 26rem; overflow-y: auto; padding: .5rem .7rem; border-radius: .35rem;
   border: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
 .sfn-tensor { overflow-wrap: anywhere; }

@@ -1,4 +1,4 @@
-"""Numbers as people read them: counts, sizes, times, recipes. Every unit of the app is written here."""
+"""Numbers, recipes and model text as people read them. Every unit of the app is written here."""
 
 from __future__ import annotations
 
@@ -52,3 +52,13 @@ def side(letter: str, name: str) -> str:
     """Safe HTML of one model's badge and name; a long name is cut at the edge, whole on hover."""
     safe = html.escape(name)
     return f'<div class="sfn-side"><b class="{letter.lower()}">{letter}</b><span title="{safe}">{safe}</span></div>'
+
+
+def said(text: str, kind: str = "") -> str:
+    """Safe HTML of a prompt or of model text, as it is but for empty first lines (st.text would take indents off).
+
+    `kind`: one more CSS class.
+    """
+    safe = html.escape(text.lstrip("\r\n"))
+    safe = safe.replace("\r", "&#13;").replace("\n", "&#10;")  # one line, so that nothing dedents it
+    return f'<div class="{" ".join(filter(None, ("sfn-said", kind)))}">{safe}</div>'

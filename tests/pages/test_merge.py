@@ -7,7 +7,7 @@ import html
 import pytest
 
 from sfn import checkpoints, engines, pairs, recipes
-from sfn.ui import columns
+from sfn.ui import words
 from tests.builders import tiny_qwen2
 
 PROMPT = "What is 1 + 1?"
@@ -211,8 +211,9 @@ def test_a_failure_is_a_sentence_in_its_column_with_a_way_to_try_again(visit, be
 
 def test_model_text_is_shown_as_it_is():
     text = "    indented\n\n   \n<b>bold</b> $x$ **y** <script>alert(1)</script>\r\n  "
-    drawn = columns._verbatim(text)
+    drawn = words.said(text)
     assert "\n" not in drawn
     assert "<b>" not in drawn
     assert "<script>" not in drawn
     assert html.unescape(drawn.split(">", 1)[1].removesuffix("</div>")) == text
+    assert words.said("\n\n  so") == words.said("  so")
