@@ -15,7 +15,8 @@ columns.look_up(seats)
 asking.carry_out(pair, seats, blocked=bool(edit.problem))
 
 editing.draw_presets(pair, edit)
-if pair.n_layers <= _BESIDE:
+beside = pair.n_layers <= _BESIDE
+if beside:
     board_place, recipe_place = st.columns([3, 2], gap="medium")
     prompt_place = recipe_place
 else:
@@ -28,4 +29,4 @@ with recipe_place:
 with prompt_place:
     asking.draw_prompt()
 asking.draw_buttons(pair, edit.plan, seats, blocked=bool(edit.problem))
-columns.draw(pair, seats)
+columns.draw(pair, seats, above_rem=43 if beside else 53)

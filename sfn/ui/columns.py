@@ -131,9 +131,12 @@ def stop() -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def draw(pair: Pair, columns: tuple[Seat, ...]) -> None:
-    """Draw the three columns; while an answer is on its way they are drawn anew several times a second."""
-    st.html(f"<style>{_CSS}</style>")
+def draw(pair: Pair, columns: tuple[Seat, ...], above_rem: int) -> None:
+    """Draw the three columns; while an answer is on its way they are drawn anew several times a second.
+
+    `above_rem`: what the page takes above and around the answers, so that these fill what is left of the window.
+    """
+    st.html(f"<style>:root {{ --sfn-above: {above_rem}rem; }} {_CSS}</style>")
     st.fragment(_draw, run_every=_TICK_S if running() else None)(pair, columns, _states())
 
 
