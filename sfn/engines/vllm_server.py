@@ -23,9 +23,9 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-import sfn
 from sfn.engines import vllm_guard
 from sfn.errors import EngineError
+from sfn.store import cache_folder
 
 MODEL = "sfn"  # the name under which the model is served
 # Not the `vllm` command: that of the CPU build does not find its own version and dies.
@@ -39,11 +39,6 @@ _STAGES = (  # what its log says, latest first -> what a person reads
     ("Initializing a V1 LLM engine", "starting its worker"),
     ("Resolved architecture", "starting its engine"),
 )
-
-
-def cache_folder() -> Path:
-    """Where SfN writes: SFN_CACHE, or cache/ beside the package."""
-    return Path(os.environ.get("SFN_CACHE") or Path(sfn.__file__).parents[1] / "cache").absolute()
 
 
 class Server:
@@ -167,7 +162,7 @@ class Server:
 
 def start(arguments: Sequence[str], environment: dict[str, str]) -> Server:
     """Start `vllm serve` with `arguments`; first, end what an owner that was killed may have left behind."""
-    cache = cache_folder()
+    cache = cache_folder().absolute()
     runs, logs = cache / "run", cache / "logs"
     for folder in (runs, logs):
         folder.mkdir(parents=True, exist_ok=True)
