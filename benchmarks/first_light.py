@@ -92,10 +92,24 @@ def app(cache: str) -> Iterator[tuple[str, float]]:
         process.wait(timeout=60)
 
 
-def browser_s(chromium: Browser, cache: str) -> tuple[float, float]:
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium: the one that CHROMIUM names, else Debian's."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
+            args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"],
+        )
+        yield browser
+        browser.close()
+
+
+def browser_s(browser: Browser, cache: str) -> tuple[float, float]:
     """Seconds from starting the app to a usable Pair page, and from a click on a preset to its stored answer."""
     with app(cache) as (address, start):
-        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.goto(address)
         page.get_by_text("Next: Delta").wait_for()
         started_s = time.perf_counter() - start
@@ -147,22 +161,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
-    from playwright.sync_api import sync_playwright
-
     found: dict[str, list[float]] = {name: [] for name in WANTED_S}
     scan, first, cached, started = found.values()
     scan += [scan_s() for _ in range(runs)]
     first += first_token_s(runs)
-    with tempfile.TemporaryDirectory() as cache, sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
-            args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"],
-        )
+    with tempfile.TemporaryDirectory() as cache, chromium() as browser:
         for _ in range(runs):
-            seconds = browser_s(chromium, cache)
+            seconds = browser_s(browser, cache)
             started.append(seconds[0])
             cached.append(seconds[1])
-        chromium.close()
     print(f"{'':50} {'median':>8} {'min':>8} {'max':>8} {'wanted':>8} {'share':>6}")
     for name, seconds in found.items():
         median = statistics.median(seconds)

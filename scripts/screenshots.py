@@ -7,47 +7,25 @@ Needs what tests need (`make test` installs it). Starts the app, answers one que
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from playwright.sync_api import sync_playwright
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.first_light import app, chromium  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "screenshots"
 SIZE = {"width": 1440, "height": 900}
 PROMPT = "What is 5 + 17 + 26 + 4?"
 RECIPES = ("o_proj@all=B", "all@0-5=B; head=B")
 TENSOR = "model.layers.5.self_attn.o_proj.weight"
-
-
-def start(cache: str) -> tuple[subprocess.Popen, str]:
-    """The app on a free port, and its address once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "SFN_CACHE": cache})
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=1).close()
-            return process, address
-        except OSError:
-            time.sleep(0.1)
-    process.kill()
-    raise SystemExit("The app did not start.")
 
 
 def answer(page: Page, address: str, recipe: str) -> None:
@@ -90,21 +68,11 @@ def look(page: Page, address: str, scheme: str) -> None:
 def main() -> None:
     """Take all pictures."""
     OUT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as cache, sync_playwright() as playwright:
-        process, address = start(cache)
-        try:
-            chromium = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"),
-                args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"],
-            )
-            for scheme in ("light", "dark"):
-                context = chromium.new_context(viewport=SIZE, color_scheme=scheme)
-                context.set_default_timeout(60_000)
-                look(context.new_page(), address, scheme)
-            chromium.close()
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+    with tempfile.TemporaryDirectory() as cache, app(cache) as (address, _), chromium() as browser:
+        for scheme in ("light", "dark"):
+            context = browser.new_context(viewport=SIZE, color_scheme=scheme)
+            context.set_default_timeout(60_000)
+            look(context.new_page(), address, scheme)
 
 
 if __name__ == "__main__":
