@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sfn.anatomy import Part
     from sfn.jobs import Job
     from sfn.pairs import Pair
+    from sfn.recipes import Plan
     from sfn.records import HistogramForm
     from sfn.workbench import Workbench
 
@@ -90,6 +91,18 @@ def _folder_problem(folder: str, stamp: object) -> str:
 def forget_opening(a: str, b: str) -> None:
     """Let the next `opening` of these folders start anew."""
     _opening.clear(a, b, "", (_stamp(a), _stamp(b)))
+
+
+def plan(pair: Pair, recipe: str) -> Plan:
+    """What a recipe's text means for a pair. Raises RecipeError."""
+    return _plan(pair.key, recipe, pair)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _plan(pair_key: str, recipe: str, _pair: Pair) -> Plan:
+    from sfn import recipes
+
+    return recipes.resolve(recipes.parse(recipe), _pair)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)

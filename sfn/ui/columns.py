@@ -30,7 +30,7 @@ _ASKING_ORDER: tuple[Side, ...] = ("merged", "A", "B")  # what was asked for fir
 _HAD = ("stored", "queued", "loading", "running", "done")  # states of an answer that need not be asked for
 
 _SHOWN = "_answers_shown"
-_BODY_PX = 260
+_BODY_PX = 260  # makes an answer scroll; columns.css decides how high it is
 _TICK_S = 0.2
 _CSS = (Path(__file__).parent / "assets" / "columns.css").read_text()
 

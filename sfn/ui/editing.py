@@ -45,9 +45,9 @@ def in_force(pair: Pair) -> Edit:
     """The plan in force for the text in the box; remembers good texts for undo."""
     text = state.get("recipe")
     try:
-        plan = _plan(pair, text)
+        plan = cached.plan(pair, text)
     except RecipeError as error:
-        return Edit(_plan(pair, _good(pair)), str(error))
+        return Edit(cached.plan(pair, _good(pair)), str(error))
     key, good = st.session_state.get(_GOOD, (pair.key, text))
     if key != pair.key:
         st.session_state[_PAST], st.session_state[_FUTURE] = [], []  # another pair has a history of its own
@@ -58,17 +58,13 @@ def in_force(pair: Pair) -> Edit:
     return Edit(plan)
 
 
-def _plan(pair: Pair, text: str) -> Plan:
-    return recipes.resolve(recipes.parse(text), pair)
-
-
 def plans(pair: Pair, edit: Edit) -> dict[columns.Side, Plan | str]:
     """The plan of each column; all of B may not fit into A's frame, and then it is the sentence that says so."""
     try:
-        all_b: Plan | str = _plan(pair, "all@all=B")
+        all_b: Plan | str = cached.plan(pair, "all@all=B")
     except RecipeError as error:
         all_b = f"B as a whole does not fit into A's frame, so it cannot answer here. {error}"
-    return {"A": _plan(pair, ""), "merged": edit.plan, "B": all_b}
+    return {"A": cached.plan(pair, ""), "merged": edit.plan, "B": all_b}
 
 
 def _good(pair: Pair) -> str:
@@ -79,7 +75,7 @@ def _good(pair: Pair) -> str:
 def _base(pair: Pair) -> str:
     """The text that a click on the board changes: that of the box, or the last good one where that is bad."""
     try:
-        _plan(pair, state.get("recipe"))
+        cached.plan(pair, state.get("recipe"))
     except RecipeError:
         return _good(pair)
     return state.get("recipe")
@@ -159,7 +155,7 @@ def _preset_plan_keys(pair: Pair) -> dict[str, str]:
         found = {pair.key: {}}
         for preset in recipes.PRESETS:
             try:
-                found[pair.key][preset.name] = _plan(pair, preset.text).key
+                found[pair.key][preset.name] = cached.plan(pair, preset.text).key
             except RecipeError:  # it moves what this pair cannot move; its button says so when it is pressed
                 continue
         st.session_state[_PRESET_KEYS] = found
