@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from sfn.ui import asking, columns, editing, opening
+from sfn.ui import asking, columns, editing, opening, views
 
 _BESIDE = 24  # a board of at most this many layers leaves room for the recipe and the prompt beside it
 
@@ -28,5 +28,7 @@ with recipe_place:
     editing.draw_text(pair, edit, asking.engine_line(pair, edit.plan))
 with prompt_place:
     asking.draw_prompt()
-asking.draw_buttons(pair, edit.plan, seats, blocked=bool(edit.problem))
-columns.draw(pair, seats, above_rem=43 if beside else 53)
+match views.choose():
+    case "answers":
+        asking.draw_buttons(pair, edit.plan, seats, blocked=bool(edit.problem))
+        columns.draw(pair, seats, above_rem=43 if beside else 53)

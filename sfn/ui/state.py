@@ -110,6 +110,7 @@ SCALES = ("linear", "log")
 PARTS = ("weight", "bias")
 FORMS = ("script", "paper")
 MODES = ("plain", "chat")
+VIEWS = ("answers",)
 
 _MERGE = ("merge",)
 _DELTA = ("delta",)
@@ -125,6 +126,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("every", "step between layers", 0, number(int, 0, 1000), _DELTA),
     Parameter("tensor", "tensor", "", text(500), _DELTA),
     Parameter("recipe", "recipe", "", text(), _MERGE),
+    Parameter("view", "view", "answers", one_of(*VIEWS), _MERGE),
     Parameter("prompt", "prompt", "", text(200_000), _MERGE),
     Parameter("mode", "prompt mode", "plain", one_of(*MODES), _MERGE),
     Parameter("max_tokens", "most tokens", 256, number(int, 1, 131_072), _MERGE),

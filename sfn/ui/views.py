@@ -1,0 +1,21 @@
+"""What the Merge page does with the recipe on its board: one view at a time, chosen here. Draws no view itself."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from sfn.ui import state
+
+# View in the address -> what it is called; `pages/merge.py` draws it.
+VIEWS = {"answers": "Answers"}
+
+
+def choose() -> str:
+    """Draw the choice of views and return the chosen one; an expensive view is not drawn until it is chosen."""
+    state.prepare("view")
+    if len(VIEWS) > 1:
+        st.segmented_control(
+            "View", list(VIEWS), key="view", format_func=VIEWS.get, required=True, label_visibility="collapsed",
+            **state.KEEP,
+        )  # fmt: skip
+    return state.get("view")
