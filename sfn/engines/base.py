@@ -72,8 +72,13 @@ class Engine(Protocol):
     it (`sfn.engine_room`), but `status` may be read, and a generation's `cancel` event set, from any thread.
     """
 
-    def be(self, recipe: Recipe) -> None:
-        """Hold the weights of `recipe`. Raises RecipeError with nothing touched yet, EngineError if it fails midway."""
+    def be(self, recipe: Recipe, *, cancel: Event | None = None) -> None:
+        """Hold the weights of `recipe`.
+
+        Setting `cancel` ends it with Cancelled where the engine can stop: nothing is broken then, `status.recipe` is
+        None unless the old weights are still whole, and the next `be` or `generate` goes on from there. Raises
+        RecipeError with nothing touched yet, EngineError if it fails midway.
+        """
 
     def generate(
         self,
