@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from sfn.anatomy import parse
 from sfn.errors import CheckpointError
-from sfn.fingerprints import Memo, Progress, fingerprint
+from sfn.fingerprints import Memo, Progress, fingerprint, known
 from sfn.headers import DTYPE_BITS, FileState, TensorInfo, read_header
 from sfn.mapped_memory import map_range
 
@@ -160,11 +160,17 @@ class Checkpoint:
 
         progress(done_bytes, total_bytes, file name) counts what must be read; it may raise (Cancelled) to stop.
         """
-        known = self.__dict__.get("fingerprint")
-        if known is None:
-            known = fingerprint(self.folder, self.identity_files, memo, progress)
-            self.__dict__["fingerprint"] = known  # fills the cached property
-        return known
+        found = self.__dict__.get("fingerprint")
+        if found is None:
+            found = fingerprint(self.folder, self.identity_files, memo, progress)
+            self.__dict__["fingerprint"] = found  # fills the cached property
+        return found
+
+    def known_fingerprint(self, memo: Memo) -> str | None:
+        """The fingerprint if it can be had without reading weights: known already, or from `memo`; else None."""
+        if "fingerprint" in self.__dict__ or known(self.shards, memo):
+            return self.fingerprint_with(memo)
+        return None
 
     def info(self, name: str) -> TensorInfo:
         """The tensor's entry in the index; raises CheckpointError for a name that is not there."""
@@ -211,8 +217,11 @@ class Checkpoint:
         data, skipped = (self.read_bytes(info, start, end), 0) if copy else self._map(info, start, end)
         return torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=skipped).reshape(shape)
 
-    def _open_file(self, info: TensorInfo) -> int:
-        """A file descriptor of the file whose header was read; raises if it is another one by now."""
+    def open_file(self, info: TensorInfo) -> int:
+        """A descriptor, for the caller to close, of the tensor's file; raises CheckpointError if that changed by now.
+
+        `info` may stand under another name than its own, as a lent head does: its file and byte range count.
+        """
         try:
             descriptor = os.open(info.file, os.O_RDONLY)
         except OSError as error:
@@ -228,7 +237,7 @@ class Checkpoint:
 
     def _map(self, info: TensorInfo, start: int, end: int) -> tuple[ctypes.Array[ctypes.c_char], int]:
         """Memory over the pages around the range, living as long as the tensor over it, and where the range begins."""
-        descriptor = self._open_file(info)
+        descriptor = self.open_file(info)
         try:
             return map_range(descriptor, start, end)
         except OSError as error:
@@ -241,7 +250,7 @@ class Checkpoint:
         """Bytes start..end-1 of the tensor's file, in memory of their own."""
         data = bytearray(end - start)
         view, done = memoryview(data), 0
-        descriptor = self._open_file(info)
+        descriptor = self.open_file(info)
         try:
             while done < len(data) and (count := os.preadv(descriptor, [view[done:]], start + done)):
                 done += count
@@ -254,6 +263,13 @@ class Checkpoint:
         if done < len(data):
             raise CheckpointError(f"{info.file}, tensor {info.name!r}: the file was cut while it was being read.")
         return data
+
+    def unchanged(self) -> bool:
+        """Whether the weight files are still those whose headers were read; asks the file system only."""
+        try:
+            return all(FileState.of(file.stat()) == state for file, state in self._states.items())
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Refuse further reads. Tensors read before stay good; may be called twice."""

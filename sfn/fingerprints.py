@@ -51,6 +51,11 @@ def fingerprint(root: Path, files: Iterable[Path], memo: Memo, progress: Progres
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def known(files: Iterable[Path], memo: Memo) -> bool:
+    """Whether `fingerprint` would read none of these files: each is in `memo`, or a Hub cache names it by content."""
+    return all(_digest_of_blob(file) or memo.get(_key(file)) for file in files)
+
+
 class _Meter:
     """Adds up the bytes that several threads have read and reports them one at a time."""
 

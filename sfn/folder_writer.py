@@ -2,11 +2,16 @@
 
 Owns the temporary folder, the shards, their headers and index, and what happens on cancel, failure and kill. Knows
 tensors only as name, dtype, shape and a stream of bytes; what is in them is `surgery`'s.
+
+What is guaranteed: every program that looks sees the whole folder or none, whatever becomes of the writing process.
+With `durable`, that also holds after a power failure; without, a failure in the half minute in which the system brings
+the bytes to the disk may cut files short (which opening the checkpoint notices), as after `cp`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
@@ -20,7 +25,7 @@ from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
-from sfn.errors import Cancelled, SurgeryError
+from sfn.errors import Cancelled, CheckpointError, SurgeryError
 from sfn.headers import DTYPE_BITS, encode_header
 
 Progress = Callable[[int, int, str], None]  # (done bytes, total bytes, tensor name); may raise to stop the work
@@ -29,16 +34,32 @@ Chunk = bytes | bytearray | memoryview
 MAX_SHARD_BYTES = 5_000_000_000
 INDEX_NAME = "model.safetensors.index.json"
 _SPARE_BYTES = 1 << 20  # headers, index and small files
+_STEP_BYTES = 16 << 20  # copied between two looks at the cancel button
+_BUFFER_BYTES = 1 << 18  # fits in the processor's cache, where the system cannot copy by itself
+_CANNOT_COPY = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY})
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes start..end-1 of a file, copied from file to file by the system: they never enter this process.
+
+    `open()` gives a descriptor, closed here; `name` is what errors call the file.
+    """
+
+    open: Callable[[], int]
+    start: int
+    end: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One tensor to be written: `chunks()` yields its bytes in order, in pieces that fit in memory."""
+    """One tensor to be written: `chunks()` yields its bytes in order, in pieces that fit in memory, or as extents."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[Chunk]]
+    chunks: Callable[[], Iterable[Chunk | Extent]]
 
     @property
     def size_bytes(self) -> int:
@@ -55,8 +76,11 @@ def write_folder(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
     cancel: Event | None = None,
+    durable: bool = False,
 ) -> Path:
     """Write shards, then what `small_files(folder)` writes, into a hidden folder beside `target`; then rename it.
+
+    durable: wait until the disk has it all before the folder appears, see above.
 
     Raises SurgeryError if `target` is there and not empty, or cannot be written; Cancelled when `cancel` is set. Either
     way nothing is left. A killed process leaves a hidden folder without config.json and with a shard that ends too
@@ -72,11 +96,13 @@ def write_folder(
         with _partial_folder(target) as partial:
             _write_shards(partial, shards, metadata, _Meter(target, total, progress, cancel))
             small_files(partial)
-            _sync_files(partial)
+            if durable:
+                _sync_files(partial)
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"Writing {target} was cancelled; nothing was left there.")
             os.rename(partial, target)  # atomic; fails if somebody has put something there meanwhile
-        _sync_folder(target.parent)
+        if durable:
+            _sync_folder(target.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SurgeryError(f"{target} could not be written: {reason}. Nothing was left there.") from error
@@ -177,7 +203,6 @@ def _write_shards(folder: Path, shards: list[list[Outgoing]], metadata: Mapping[
             _write_all(file, encode_header(((t.name, t.dtype, t.shape) for t in shard), metadata))
             for tensor in shard:
                 _write_tensor(file, tensor, meter)
-            os.fsync(file.fileno())
         weight_map |= {tensor.name: name for tensor in shard}
     if len(shards) > 1:
         content = {"metadata": {"total_size": meter.total}, "weight_map": weight_map}
@@ -185,13 +210,51 @@ def _write_shards(folder: Path, shards: list[list[Outgoing]], metadata: Mapping[
 
 
 def _write_tensor(file: BinaryIO, tensor: Outgoing, meter: _Meter) -> None:
-    written = 0
+    start = meter.done
     for chunk in tensor.chunks():
         meter.add(0, tensor.name)  # a cancel is heard before the chunk is written
-        _write_all(file, chunk)
-        written += len(chunk)
-        meter.add(len(chunk), tensor.name)
+        if isinstance(chunk, Extent):
+            _copy(file, chunk, lambda count: meter.add(count, tensor.name))
+        else:
+            _write_all(file, chunk)
+            meter.add(len(chunk), tensor.name)
+    written = meter.done - start
     assert written == tensor.size_bytes, f"{tensor.name}: {written} bytes of {tensor.size_bytes}"
+
+
+def _copy(file: BinaryIO, extent: Extent, add: Callable[[int], None]) -> None:
+    """Append the extent to `file`; by the system alone where it can (some filesystems then share the blocks)."""
+    source, at, by_system = extent.open(), extent.start, True
+    try:
+        while at < extent.end:
+            step = min(_STEP_BYTES, extent.end - at)
+            try:
+                count = _system_copy(source, file, at, step) if by_system else _buffered_copy(source, file, at, step)
+            except OSError as error:
+                if not by_system or error.errno not in _CANNOT_COPY:
+                    raise
+                by_system = False
+                continue
+            if count == 0:
+                raise CheckpointError(f"{extent.name}: the file was cut while it was being read.")
+            at += count
+            add(count)
+    finally:
+        os.close(source)
+
+
+def _system_copy(source: int, file: BinaryIO, at: int, count: int) -> int:
+    return os.copy_file_range(source, file.fileno(), count, offset_src=at)
+
+
+def _buffered_copy(source: int, file: BinaryIO, at: int, count: int) -> int:
+    """Up to `count` bytes through a small buffer; fewer where the source ends."""
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    done = 0
+    while done < count and (got := os.preadv(source, [buffer[: count - done]], at + done)):
+        _write_all(file, buffer[:got])
+        done += got
+    return done
 
 
 def _write_all(file: BinaryIO, chunk: Chunk) -> None:

@@ -22,9 +22,9 @@ import sfn
 from sfn import recipes
 from sfn.anatomy import Part, parse
 from sfn.checkpoints import TensorInfo
-from sfn.errors import Cancelled, SurgeryError
+from sfn.errors import SurgeryError
 from sfn.fingerprints import Memo
-from sfn.folder_writer import MAX_SHARD_BYTES, Chunk, Outgoing, Progress, check_target, write_folder
+from sfn.folder_writer import MAX_SHARD_BYTES, Chunk, Extent, Outgoing, Progress, check_target, write_folder
 from sfn.merged_config import merged_config, write_json, write_small_files
 from sfn.pairs import PLAIN_FLOATS, Pair, Side
 from sfn.recipes import Plan, Recipe, Source
@@ -36,7 +36,6 @@ RECIPE_NAME = "sfn_recipe.json"
 REINIT_STD = 0.02  # the paper's, and initializer_range of Llama's and Qwen's configs
 _BLOCK_ELEMENTS = 1 << 22  # 16 MiB in float32; part of what a reinit draws, so it must not change
 _CACHED_ELEMENTS = 1 << 15  # torch's own limit under which it takes one thread
-_COPY_BYTES = 16 << 20
 _LAYER_NUMBER = re.compile(r"(^|\.)(layers|h|blocks|block|layer)\.(\d+)(?=\.)")
 
 # Norms of these models multiply by 1 + weight (transformers' modeling files), so that 0 is what leaves vectors alone.
@@ -99,11 +98,14 @@ def write(
     cancel: Event | None = None,
     memo: Memo | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    durable: bool = False,
 ) -> Path:
     """Write the merged model as a complete checkpoint and return its folder.
 
-    Tensors are streamed: a fixed amount of memory whatever the model's size. The folder appears whole or not at all.
-    progress(done_bytes, total_bytes, tensor name). memo: known file hashes, see `Checkpoint.fingerprint_with`.
+    Tensors are streamed: a fixed amount of memory whatever the model's size; what comes as it is from a side is copied
+    from file to file. The folder appears whole or not at all (durable: after a power failure too, see `folder_writer`).
+    progress(done_bytes, total_bytes, tensor name). memo: known file hashes, by which the result names its sources; they
+    are not read a second time for that.
 
     Raises RecipeError (does not fit the pair), SurgeryError (folder there and not empty, disk full, not writable),
     CheckpointError (a source file changed), Cancelled.
@@ -112,13 +114,13 @@ def write(
     plan = recipes.resolve(recipe, pair)
     tied = _stays_tied(pair, plan)
     tensors = list(_outgoing(pair, plan, tied))
-    check_target(folder, tensors)  # before the checkpoints are read for their fingerprints
+    check_target(folder, tensors)
     speaker = pair.checkpoint(plan.tokenizer)
     dtypes = Counter[str]()
     for tensor in tensors:
         dtypes[tensor.dtype] += tensor.size_bytes
     config = merged_config(pair.a, speaker, tied=tied, removed=plan.removed, dtype=dtypes.most_common(1)[0][0])
-    origin = _origin(pair, plan, folder, cancel, memo, progress)
+    origin = _origin(pair, plan, {} if memo is None else memo)
 
     def small_files(place: Path) -> None:
         write_json(place / RECIPE_NAME, origin)
@@ -126,8 +128,9 @@ def write(
 
     metadata = {"format": "pt", "sfn_recipe": recipes.format(plan.recipe), "sfn_pair": pair.label, "sfn_plan": plan.key}
     return write_folder(
-        folder, tensors, metadata, small_files, max_shard_bytes=max_shard_bytes, progress=progress, cancel=cancel
-    )
+        folder, tensors, metadata, small_files,
+        max_shard_bytes=max_shard_bytes, progress=progress, cancel=cancel, durable=durable,
+    )  # fmt: skip
 
 
 # Tensors.
@@ -275,13 +278,13 @@ def _renumbered(part: Part, removed: tuple[int, ...]) -> str:
     return f"{part.name[: match.start(3)]}{layer}{part.name[match.end(3) :]}"
 
 
-def _chunks(pair: Pair, name: str, source: Source) -> Iterator[Chunk]:
-    """Bytes of a merged tensor; what is stored just so on a side is copied as bytes, never seen as numbers."""
+def _chunks(pair: Pair, name: str, source: Source) -> Iterator[Chunk | Extent]:
+    """Bytes of a merged tensor; what is stored just so on a side is copied from file to file, never seen as numbers."""
     stored = pair.info(source.kind, name) if source.kind in ("A", "B") else None  # type: ignore[arg-type]
     if stored is not None and stored.dtype == pair.info("A", name).dtype:  # type: ignore[union-attr]
         checkpoint = pair.checkpoint(source.kind)  # type: ignore[arg-type]
-        for start in range(stored.start, stored.end, _COPY_BYTES):
-            yield checkpoint.read_bytes(stored, start, min(stored.end, start + _COPY_BYTES))
+        where = f"{stored.file}, tensor {name!r}"
+        yield Extent(lambda: checkpoint.open_file(stored), stored.start, stored.end, where)
         return
     import torch
 
@@ -289,39 +292,25 @@ def _chunks(pair: Pair, name: str, source: Source) -> Iterator[Chunk]:
         yield memoryview(block.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _origin(
-    pair: Pair, plan: Plan, folder: Path, cancel: Event | None, memo: Memo | None, progress: Progress | None
-) -> dict[str, object]:
+def _origin(pair: Pair, plan: Plan, memo: Memo) -> dict[str, object]:
     """What sfn_recipe.json says: from what, by what and when the checkpoint was made.
 
-    Reads both checkpoints once, unless their fingerprints are known; nothing is written yet, so that progress stays 0.
+    A fingerprint that nobody has computed yet is null, and the pair's key with it: it would cost reading all files.
     """
-
-    def listen(done: int, total: int, name: str) -> None:
-        if cancel is not None and cancel.is_set():
-            raise Cancelled(f"Writing {folder} was cancelled before it began; nothing was left there.")
-        if progress is not None and total:
-            progress(0, total, f"reading {name} ({100 * done // total} %)")
-
-    listen(0, 0, "")
-    memo = {} if memo is None else memo
-    sides = {
-        side: {
-            "label": checkpoint.label,
-            "revision": checkpoint.revision,
-            "fingerprint": checkpoint.fingerprint_with(memo, listen),
-        }
-        for side, checkpoint in (("a", pair.a), ("b", pair.b))
-    }
+    sides = {"a": pair.a, "b": pair.b}
+    fingerprints = {side: checkpoint.known_fingerprint(memo) for side, checkpoint in sides.items()}
     return {
         "made_with": f"Stethoscope for Networks {sfn.__version__}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": recipes.format(plan.recipe),
         "summary": plan.sentence,
         "plan_key": plan.key,
-        "pair_key": pair.key,
+        "pair_key": pair.key if all(fingerprints.values()) else None,
         "share_from_b": plan.share_from_b,
         "removed_layers": list(plan.removed),
         "tokenizer": plan.tokenizer,
-        **sides,
+        **{
+            side: {"label": checkpoint.label, "revision": checkpoint.revision, "fingerprint": fingerprints[side]}
+            for side, checkpoint in sides.items()
+        },
     }

@@ -264,6 +264,7 @@ def test_the_speaking_side_gives_tokenizer_and_token_ids(tmp_path: Path) -> None
 
 def test_the_checkpoint_says_from_what_it_was_made(qwen2: pairs.Pair, tmp_path: Path) -> None:
     recipe = recipes.parse(" O_proj @ all = b ".replace("O", "o"))
+    assert qwen2.key  # known from here on
     folder = surgery.write(qwen2, recipe, tmp_path / "m")
     said = json.loads((folder / "sfn_recipe.json").read_text())
     assert said["recipe"] == recipes.format(recipe)
@@ -278,6 +279,20 @@ def test_the_checkpoint_says_from_what_it_was_made(qwen2: pairs.Pair, tmp_path: 
     assert metadata["format"] == "pt"
     assert metadata["sfn_recipe"] == recipes.format(recipe)
     assert str(tmp_path) not in (folder / "sfn_recipe.json").read_text() + str(metadata)
+
+
+def test_weights_are_not_read_only_to_name_them(tmp_path: Path) -> None:
+    a, b = tiny_qwen2(tmp_path / "a"), tiny_qwen2(tmp_path / "b", seed=1)
+    unread = json.loads(
+        (surgery.write(open_pair(a, b), recipes.Recipe(), tmp_path / "m") / "sfn_recipe.json").read_text()
+    )
+    assert unread["pair_key"] is unread["a"]["fingerprint"] is unread["b"]["fingerprint"] is None
+    memo: dict[tuple[str, int, int], str] = {}
+    known = [checkpoints.open(folder).fingerprint_with(memo) for folder in (a, b)]
+    folder = surgery.write(open_pair(a, b), recipes.Recipe(), tmp_path / "n", memo=memo)
+    read = json.loads((folder / "sfn_recipe.json").read_text())
+    assert [read["a"]["fingerprint"], read["b"]["fingerprint"]] == known
+    assert read["pair_key"] == open_pair(a, b).key
 
 
 def test_writing_twice_gives_the_same_weights(qwen2: pairs.Pair, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A merged checkpoint appears whole or not at all: occupied, full, cancelled, killed, failing halfway."""
 
+import errno
 import os
 import resource
 import signal
@@ -115,6 +116,51 @@ def test_a_source_that_changes_meanwhile_leaves_nothing(pair: pairs.Pair, out: P
     with pytest.raises(CheckpointError, match="changed since"):
         surgery.write(pair, RECIPE, out / "m", progress=cut)
     assert left_in(out) == []
+
+
+def test_where_the_system_cannot_copy_bytes_go_through_a_buffer(
+    pair: pairs.Pair, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = surgery.write(pair, RECIPE, out / "m", max_shard_bytes=30_000)
+
+    def other_disk(*_: object, **__: object) -> int:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "copy_file_range", other_disk)
+    monkeypatch.setattr(folder_writer, "_BUFFER_BYTES", 1000)
+    through = surgery.write(pair, RECIPE, out / "n", max_shard_bytes=30_000)
+    shards = sorted(file.name for file in copied.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert all((copied / name).read_bytes() == (through / name).read_bytes() for name in shards)
+
+
+def test_a_file_that_is_cut_during_the_copy_is_noticed(
+    pair: pairs.Pair, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, shard = os.copy_file_range, pair.a.shards[0]
+
+    def cut_first(*arguments: object, **options: object) -> int:
+        os.truncate(shard, 4000)
+        return copy(*arguments, **options)
+
+    monkeypatch.setattr(os, "copy_file_range", cut_first)
+    with pytest.raises(CheckpointError, match=r"model.safetensors, tensor '.*': the file was cut while"):
+        surgery.write(pair, RECIPE, out / "m")
+    assert left_in(out) == []
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_the_disk_is_waited_for_only_on_request(
+    pair: pairs.Pair, out: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    synced: list[str] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "fsync", note)
+    surgery.write(pair, RECIPE, out / "m", durable=durable)
+    assert ({"model.safetensors", "config.json", "out"} <= set(synced)) is durable
 
 
 def test_too_little_room_is_seen_before_anything_is_read(
