@@ -22,7 +22,7 @@ from sfn import recipes
 from sfn.checkpoints import text_config
 from sfn.engines import asking, hardware, orders, text, vllm_server
 from sfn.engines.base import Piece, Score, Status
-from sfn.errors import EngineError, SfnError
+from sfn.errors import Cancelled, EngineError, SfnError
 from sfn.records import FinishReason, PromptMode, Sampling
 
 if TYPE_CHECKING:
@@ -99,8 +99,10 @@ class VllmEngine:
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
-    def be(self, recipe: Recipe) -> None:
+    def be(self, recipe: Recipe, *, cancel: Event | None = None) -> None:
         plan = recipes.resolve(recipe, self._pair)
+        if cancel is not None and cancel.is_set():
+            raise Cancelled("The change of weights was cancelled before it began.")
         self._wanted = recipe
         alive = self._alive()
         try:
@@ -170,7 +172,7 @@ class VllmEngine:
             "model": str(self._pair.a.folder),
             "served_model_name": vllm_server.MODEL,
             "load_format": "sfn",
-            "model_loader_extra_config": json.dumps(orders.order(self._pair, plan)),
+            "model_loader_extra_config": json.dumps(orders.start_order(self._pair, plan)),
             "worker_extension_cls": "sfn.engines.vllm_worker.PairWorker",
             "hf_overrides": json.dumps(untied),
             "generation_config": "vllm",  # sampling comes from the request alone
