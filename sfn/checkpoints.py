@@ -271,13 +271,6 @@ class Checkpoint:
         except OSError:
             return False
 
-    def unchanged(self) -> bool:
-        """Whether the weight files are still those whose headers were read; asks the file system only."""
-        try:
-            return all(FileState.of(file.stat()) == state for file, state in self._states.items())
-        except OSError:
-            return False
-
     def close(self) -> None:
         """Refuse further reads. Tensors read before stay good; may be called twice."""
         self._closed = True
