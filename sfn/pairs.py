@@ -59,9 +59,17 @@ class Pair:
     """
 
     def __init__(
-        self, a: Checkpoint, b: Checkpoint, rows: Iterable[TensorPair], findings: Iterable[Finding], head: str
+        self,
+        a: Checkpoint,
+        b: Checkpoint,
+        rows: Iterable[TensorPair],
+        findings: Iterable[Finding],
+        head: str,
+        *,
+        unmapped: bool = False,
     ) -> None:
         self.a, self.b = a, b
+        self._unmapped = unmapped
         self.rows = tuple(rows)
         self.findings = tuple(findings)
         self.head_name = head
@@ -100,6 +108,11 @@ class Pair:
         """Rows by tensor name."""
         return MappingProxyType(self._by_name)
 
+    def unmapped(self) -> Pair:
+        """The same pair, whose reads are copies: a file that is cut meanwhile raises CheckpointError, where a mapped
+        tensor of it would end the process (`Checkpoint.read`)."""
+        return Pair(self.a, self.b, self.rows, self.findings, self.head_name, unmapped=True)
+
     def checkpoint(self, side: Side) -> Checkpoint:
         """The checkpoint of that side."""
         return self.a if side == "A" else self.b
@@ -111,11 +124,11 @@ class Pair:
 
     def read(self, side: Side, name: str) -> torch.Tensor:
         """One tensor of `side` as `Checkpoint.read` gives it; a tied side's head is its embedding."""
-        return self.checkpoint(side).read(self._stored_name(side, name))
+        return self.checkpoint(side).read(self._stored_name(side, name), copy=self._unmapped)
 
     def read_rows(self, side: Side, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop-1 of one tensor of `side`, as `Checkpoint.read_rows` gives them."""
-        return self.checkpoint(side).read_rows(self._stored_name(side, name), start, stop)
+        return self.checkpoint(side).read_rows(self._stored_name(side, name), start, stop, copy=self._unmapped)
 
     def _stored_name(self, side: Side, name: str) -> str:
         if self.info(side, name) is None:

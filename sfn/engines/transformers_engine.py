@@ -18,7 +18,7 @@ import torch
 from sfn import recipes, surgery
 from sfn.engines import asking, draw, hardware, layout, text
 from sfn.engines.base import Piece, Score, Status
-from sfn.errors import EngineError, SfnError
+from sfn.errors import Cancelled, CheckpointError, EngineError, SfnError
 from sfn.records import PromptMode, Sampling
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # On a CPU, a model of fewer parameters than this is computed by one thread: handing its small products to several costs
 # more than it saves, and far more where other work shares the cores (900 against 15 to 300 tokens/s, bundled pair).
 _SMALL = 20_000_000
+_CHECKED_BYTES = 64 << 20  # of parameters are read back after every swap, at least
 _PREFILL = 512  # prompt tokens per forward pass: bounds the memory of a long prompt, and how long a cancel waits
 
 
@@ -44,11 +45,19 @@ class TransformersEngine:
         from transformers import __version__
 
         self._pair = pair
+        self._source = (
+            pair.unmapped()
+        )  # weights are read as copies: a file that is cut meanwhile is an error, not death
         self._device = _device(hardware.device_for("transformers", device))
         self._dtype = hardware.dtype_for("transformers", pair, self._device.type, dtype)
         self._model: Any = None
         self._groups: tuple[layout.Group, ...] = ()
         self._held: dict[str, Source] = {}  # what each tensor holds; a name that is not there is unknown
+        self._sums: dict[str, int] = {}  # checksum that each parameter must have
+        self._seen: dict[
+            tuple[str, str], int
+        ] = {}  # (parameter, "A" or "B") -> its checksum when it came whole from there
+        self._turn = 0  # the group whose turn it is to be read back
         self._speeches: dict[str, text.Speech] = {}
         self._wanted: Recipe = recipes.Recipe()
         self._plan: Plan | None = None
@@ -66,14 +75,14 @@ class TransformersEngine:
         self.close()
 
     def close(self) -> None:
-        self._model, self._groups, self._held, self._plan = None, (), {}, None
+        self._model, self._groups, self._held, self._sums, self._plan = None, (), {}, {}, None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self._tell("stopped", recipe=None, plan_key=None)
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
-    def be(self, recipe: Recipe) -> None:
+    def be(self, recipe: Recipe, *, cancel: Event | None = None) -> None:
         plan = recipes.resolve(recipe, self._pair)
         self._wanted = recipe
         if self._plan is not None and self._plan.key == plan.key:
@@ -84,9 +93,12 @@ class TransformersEngine:
         self._plan = None
         try:
             if self._model is None:
-                self._tell("starting", recipe=None, plan_key=None, detail=f"loading {self._pair.a.label}")
-                self._load(sources)
-            self._apply(sources)
+                self._tell("starting", recipe=None, plan_key=None, detail=f"building {self._pair.a.label}")
+                self._build(sources)
+            self._apply(sources, cancel)
+        except (Cancelled, CheckpointError) as error:  # what is held is known, tensor by tensor: the rest is for later
+            self._tell("idle", recipe=None, plan_key=None, detail=str(error))
+            raise
         except BaseException as error:
             self._held = {}
             self._tell("dead", recipe=None, plan_key=None, detail=str(error))
@@ -99,31 +111,76 @@ class TransformersEngine:
         self._plan = plan
         self._tell("idle", recipe=recipes.format(recipe), plan_key=plan.key)
 
-    def _load(self, sources: Mapping[str, Source]) -> None:
-        """Build A's model untied; it then holds A wherever A has a tensor of that name."""
-        model = _load_untied(self._pair.a, getattr(torch, self._dtype))
-        groups, nowhere = layout.groups(model, sources)
+    def _build(self, sources: Mapping[str, Source]) -> None:
+        """Build A's model, untied and empty."""
+        shapes = {name: self._pair.info("A", name).shape for name in sources}
+        with _quiet():
+            try:
+                model = layout.skeleton(self._pair.a, shapes, getattr(torch, self._dtype))
+            except Exception as error:  # whatever transformers raises here is about this folder
+                folder = self._pair.a.folder
+                raise EngineError(f"transformers cannot build a language model from {folder}: {error}") from error
+        groups, _ = layout.groups(model, sources)
         if empty := layout.missing(model, groups):
             raise EngineError(
                 f"{self._pair.a.label} has no tensor for {', '.join(sorted(empty)[:3])}"
                 f"{' and others' if len(empty) > 3 else ''}, which its architecture needs: it is incomplete."
             )
-        self._model = model.to(self._device).eval().requires_grad_(False)
-        self._groups = groups
-        as_a = recipes.resolve(recipes.Recipe(), self._pair).sources
-        self._held = {name: as_a[name] for name in self._pair.a.tensors if name in as_a and name not in nowhere}
+        self._model, self._groups = model.to(self._device), groups
 
-    def _apply(self, sources: Mapping[str, Source]) -> None:
-        """Copy what differs from what is held; a parameter of several tensors is put together anew as a whole."""
+    def _apply(self, sources: Mapping[str, Source], cancel: Event | None) -> None:
+        """Copy what differs from what is held; a parameter of several tensors is put together anew as a whole.
+
+        Raises Cancelled between two parameters, with `_held` telling what each tensor of the model is.
+        """
         todo = [g for g in self._groups if any(self._held.get(n) != sources[n] for n in g.names)]
+        state = "starting" if not self._held else "loading"
         for done, group in enumerate(todo):
-            self._tell("loading", recipe=None, plan_key=None, detail=f"{done} of {len(todo)} parameters in place")
-            for name in group.names:
-                self._held.pop(name, None)
-            layout.put(self._model, group, lambda name: surgery.build(self._pair, name, sources[name]))
-            self._held.update((name, sources[name]) for name in group.names)
+            progress = f"{done} of {len(todo)} parameters in place"
+            if cancel is not None and cancel.is_set():
+                raise Cancelled(f"The change of weights was cancelled with {progress}.")
+            self._tell(state, recipe=None, plan_key=None, detail=progress)
+            self._put(group, sources)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        self._check(todo)
+
+    def _put(self, group: layout.Group, sources: Mapping[str, Source]) -> None:
+        """Put one group in place, and note what its parameters must read as from now on."""
+        for name in group.names:
+            self._held.pop(name, None)
+        sums = layout.put(self._model, group, lambda name: surgery.build(self._source, name, sources[name]))
+        kinds = {sources[name].kind for name in group.names}
+        for target, found in sums.items():
+            if kinds in ({"A"}, {"B"}) and self._seen.setdefault((target, *kinds), found) != found:
+                raise EngineError(
+                    f"{target} of {kinds.pop()} was read from the files again and is not what it was the first time: "
+                    "the disk or the memory of this machine is not reliable. The next request loads everything anew."
+                )
+        self._sums |= sums
+        self._held.update((name, sources[name]) for name in group.names)
+
+    def _check(self, written: list[layout.Group]) -> None:
+        """Read back what was written, then as much of the rest, in turn, as costs no more (of a small model: all).
+
+        Raises EngineError for a parameter that is not what was last put there.
+        """
+        budget = max(_CHECKED_BYTES, sum(map(self._compare, written)))
+        for _ in self._groups:
+            if budget <= 0:
+                return
+            budget -= self._compare(self._groups[self._turn])
+            self._turn = (self._turn + 1) % len(self._groups)
+
+    def _compare(self, group: layout.Group) -> int:
+        """Bytes of the group's parameters, each of which was read and has its checksum."""
+        for target in group.targets:
+            if layout.checksum(self._model, target) != self._sums[target]:
+                raise EngineError(
+                    f"{target} does not hold what was put there; something else wrote into the model's memory. The "
+                    "next request loads everything anew."
+                )
+        return layout.size_bytes(self._model, group)
 
     def _ready(self) -> text.Speech:
         """Weights in place (after a death: again), and the speech of the side whose head they have."""
@@ -265,22 +322,16 @@ def _device(name: str) -> torch.device:
         raise EngineError(f'The device "{name}" cannot be used here: {error}. "cpu" always can.') from error
 
 
-def _load_untied(checkpoint: Any, dtype: torch.dtype) -> Any:
-    """The checkpoint's model on the CPU with a head of its own (unset where the checkpoint is tied)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and warnings: it would draw a bar over nothing, and `layout.missing` is our check."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it would report the tied head as newly initialised; `layout.missing` is our check
+    logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder)
-        for part in (config, config.get_text_config(decoder=True)):
-            part.tie_word_embeddings = False
-        with torch.random.fork_rng(devices=[]):
-            return AutoModelForCausalLM.from_pretrained(checkpoint.folder, config=config, dtype=dtype)
-    except Exception as error:  # whatever transformers raises here is about this folder
-        raise EngineError(f"transformers cannot build a language model from {checkpoint.folder}: {error}") from error
+        yield
     finally:
         logging.set_verbosity(level)
         if bars:
