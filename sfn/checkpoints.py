@@ -1,45 +1,35 @@
 """A checkpoint: an index of its tensors (from headers only) and a reader of one tensor, or some rows of it, at a time.
 
-Owns what a folder of safetensors must look like. Does not know what the tensors mean (`anatomy`), nor how two
-checkpoints fit (`pairs`). Imports torch only to read a tensor.
+Where the bytes come from is its source's: `folders` on this machine, `hub` by ranges. Does not know what the tensors
+mean (`anatomy`), nor how two checkpoints fit (`pairs`). Imports torch only to read a tensor.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from sfn.anatomy import parse
 from sfn.errors import CheckpointError
-from sfn.fingerprints import Memo, Progress, fingerprint, known
-from sfn.headers import DTYPE_BITS, FileState, TensorInfo, read_header
-from sfn.mapped_memory import map_range
+from sfn.fingerprints import Memo, Progress
+from sfn.folders import listed, read_folder, read_json
+from sfn.headers import DTYPE_BITS, TensorInfo
+from sfn.shards import CONFIG_FILES, TOKENIZER_FILES, small_names
 
 if TYPE_CHECKING:
-    import ctypes
-
     import torch
 
-__all__ = ["Checkpoint", "TensorInfo", "open", "text_config"]
+__all__ = ["Checkpoint", "Files", "TensorInfo", "open", "read_json", "text_config"]
 
-INDEX_NAME = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
-    "tiktoken.model", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-CONFIG_FILES = ("config.json", "generation_config.json")
-
-_SHARD = re.compile(r"(.+)-(\d{5,6})-of-(\d{5,6})\.safetensors")
 _SNAPSHOT = re.compile(r"models--(.+)")
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _TORCH_NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
@@ -65,8 +55,8 @@ def open(folder_or_repo: str | os.PathLike[str], revision: str | None = None) ->
             f"{folder} is a folder on this machine{commit}; it has no revision {revision!r}. "
             f"Leave the revision out, or give the folder of that revision."
         )
-    tensors, states = _index(folder)
-    return Checkpoint(label, folder, found_revision, tensors, _read_config(folder), states)
+    tensors, files = read_folder(folder)
+    return Checkpoint(label, folder, found_revision, tensors, read_json(folder / "config.json"), files)
 
 
 def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -77,12 +67,40 @@ def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
     return config
 
 
+class Files(Protocol):
+    """Where a checkpoint's bytes come from; `sfn.folders.FolderFiles` documents each of these."""
+
+    @property
+    def shards(self) -> tuple[Path, ...]: ...
+    @property
+    def identity_files(self) -> tuple[Path, ...]: ...
+    @property
+    def missing_bytes(self) -> int: ...
+    def has(self, name: str) -> bool: ...
+    def path(self, name: str) -> Path: ...
+    def size(self, name: str) -> int: ...
+    def content_key(self, name: str) -> object: ...
+    def fingerprint(self, memo: Memo, progress: Progress | None) -> str: ...
+    def weights_known(self, memo: Memo) -> bool: ...
+    def stored(self, info: TensorInfo) -> bool: ...
+    def unchanged(self) -> bool: ...
+    def open(self, info: TensorInfo) -> int: ...
+    def view(self, info: TensorInfo, start: int, end: int) -> tuple[object, int]: ...
+    def read(self, info: TensorInfo, start: int, end: int) -> bytearray: ...
+    def read_ahead(
+        self, ranges: Iterable[tuple[TensorInfo, int, int]], cancel: Event | None
+    ) -> AbstractContextManager[None]: ...
+    def fetch(self, progress: Progress | None = None, cancel: Event | None = None) -> None: ...
+
+
 class Checkpoint:
     """An opened checkpoint. Safe to use from several threads; nothing is held open between reads.
 
     Attributes:
         label: short name for people: the folder's, or the repo's for a Hub snapshot. revision: commit of such.
         tensors: name -> TensorInfo, in the order of files and bytes. config: content of config.json, {} without one.
+        folder: where its files lie; of a model on the Hub, where those that were fetched lie, the weights not among
+            them. files: where its bytes come from. notes: sentences that a viewer should read.
     """
 
     def __init__(
@@ -92,12 +110,14 @@ class Checkpoint:
         revision: str | None,
         tensors: Mapping[str, TensorInfo],
         config: Mapping[str, object],
-        states: Mapping[Path, FileState],
+        files: Files,
+        notes: Iterable[str] = (),
     ) -> None:
         self.label, self.folder, self.revision = label, folder, revision
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
         self.config: Mapping[str, object] = MappingProxyType(dict(config))
-        self._states = dict(states)
+        self.files = files
+        self.notes = tuple(notes)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -143,12 +163,12 @@ class Checkpoint:
     @property
     def shards(self) -> tuple[Path, ...]:
         """The safetensors files, in order."""
-        return tuple(self._states)
+        return self.files.shards
 
     @property
     def identity_files(self) -> tuple[Path, ...]:
         """Files that enter the fingerprint: weights, config, generation config, tokenizer and chat templates."""
-        return (*self.shards, *small_files(self.folder))
+        return self.files.identity_files
 
     @cached_property
     def fingerprint(self) -> str:
@@ -162,13 +182,13 @@ class Checkpoint:
         """
         found = self.__dict__.get("fingerprint")
         if found is None:
-            found = fingerprint(self.folder, self.identity_files, memo, progress)
+            found = self.files.fingerprint(memo, progress)
             self.__dict__["fingerprint"] = found  # fills the cached property
         return found
 
     def known_fingerprint(self, memo: Memo) -> str | None:
         """The fingerprint if it can be had without reading weights: known already, or from `memo`; else None."""
-        if "fingerprint" in self.__dict__ or known(self.shards, memo):
+        if "fingerprint" in self.__dict__ or self.files.weights_known(memo):
             return self.fingerprint_with(memo)
         return None
 
@@ -214,62 +234,59 @@ class Checkpoint:
             return torch.empty(shape, dtype=dtype)
         # A copy also where the bytes are not aligned to their dtype, as in a file that mixes widths carelessly.
         copy = copy or start % dtype.itemsize != 0
-        data, skipped = (self.read_bytes(info, start, end), 0) if copy else self._map(info, start, end)
+        data, skipped = (self.files.read(info, start, end), 0) if copy else self.files.view(info, start, end)
         return torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=skipped).reshape(shape)
+
+    def read_bytes(self, info: TensorInfo, start: int, end: int) -> bytearray:
+        """Bytes start..end-1 of the tensor's file, in memory of their own."""
+        return self.files.read(info, start, end)
+
+    def stored(self, info: TensorInfo) -> bool:
+        """Whether the tensor's bytes lie just so in a file on this machine, for `open_file` to give."""
+        return self.files.stored(info)
 
     def open_file(self, info: TensorInfo) -> int:
         """A descriptor, for the caller to close, of the tensor's file; raises CheckpointError if that changed by now.
 
-        `info` may stand under another name than its own, as a lent head does: its file and byte range count.
+        `info` may stand under another name than its own, as a lent head does: its file and byte range count. Only for
+        what is `stored`.
         """
-        try:
-            descriptor = os.open(info.file, os.O_RDONLY)
-        except OSError as error:
-            raise CheckpointError(
-                f"{info.file}, tensor {info.name!r}: cannot be read: {error.strerror or error}."
-            ) from error
-        if FileState.of(os.fstat(descriptor)) != self._states[info.file]:
-            os.close(descriptor)
-            raise CheckpointError(
-                f"{info.file}, tensor {info.name!r}: the file changed since the checkpoint was opened. Open it again."
-            )
-        return descriptor
+        return self.files.open(info)
 
-    def _map(self, info: TensorInfo, start: int, end: int) -> tuple[ctypes.Array[ctypes.c_char], int]:
-        """Memory over the pages around the range, living as long as the tensor over it, and where the range begins."""
-        descriptor = self.open_file(info)
-        try:
-            return map_range(descriptor, start, end)
-        except OSError as error:
-            where = f"{info.file}, tensor {info.name!r}"
-            raise CheckpointError(f"{where}: cannot be mapped into memory: {error.strerror}.") from error
-        finally:
-            os.close(descriptor)
+    def read_ahead(
+        self, ranges: Iterable[tuple[TensorInfo, int, int]], cancel: Event | None = None
+    ) -> AbstractContextManager[None]:
+        """While entered, these byte ranges are fetched ahead, in this order, where they must come over a network.
 
-    def read_bytes(self, info: TensorInfo, start: int, end: int) -> bytearray:
-        """Bytes start..end-1 of the tensor's file, in memory of their own."""
-        data = bytearray(end - start)
-        view, done = memoryview(data), 0
-        descriptor = self.open_file(info)
-        try:
-            while done < len(data) and (count := os.preadv(descriptor, [view[done:]], start + done)):
-                done += count
-        except OSError as error:
-            raise CheckpointError(
-                f"{info.file}, tensor {info.name!r}: cannot be read: {error.strerror or error}."
-            ) from error
-        finally:
-            os.close(descriptor)
-        if done < len(data):
-            raise CheckpointError(f"{info.file}, tensor {info.name!r}: the file was cut while it was being read.")
-        return data
+        A read that is not among them, or comes out of order, still works. Set `cancel` to end waiting reads with
+        Cancelled.
+        """
+        return self.files.read_ahead(ranges, cancel)
 
     def unchanged(self) -> bool:
         """Whether the weight files are still those whose headers were read; asks the file system only."""
-        try:
-            return all(FileState.of(file.stat()) == state for file, state in self._states.items())
-        except OSError:
-            return False
+        return self.files.unchanged()
+
+    def has_file(self, name: str) -> bool:
+        """Whether the checkpoint comes with this small file (config, tokenizer, chat template)."""
+        return self.files.has(name)
+
+    def file(self, name: str) -> Path:
+        """The small file's path on this machine, fetched if it must be; there may be no such file, see `has_file`."""
+        return self.files.path(name)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the files that an engine loads and that are not on this machine yet; 0 for a folder."""
+        return self.files.missing_bytes
+
+    def fetch(self, progress: Progress | None = None, cancel: Event | None = None) -> None:
+        """Bring all files to `folder`, as an engine needs them; nothing to do for a folder.
+
+        progress(done_bytes, total_bytes, file name). What was fetched before a cancel or a failure is kept. Raises
+        HubError (no room, no access, no network), Cancelled.
+        """
+        self.files.fetch(progress, cancel)
 
     def close(self) -> None:
         """Refuse further reads. Tensors read before stay good; may be called twice."""
@@ -284,27 +301,7 @@ class Checkpoint:
 
 def small_files(folder: Path, *, names: tuple[str, ...] = (*CONFIG_FILES, *TOKENIZER_FILES)) -> tuple[Path, ...]:
     """Config, tokenizer and chat template files that `folder` has; further chat templates and *.tiktoken among them."""
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if set(TOKENIZER_FILES) <= set(names):
-        found += sorted(folder.glob("additional_chat_templates/*.jinja")) + sorted(folder.glob("*.tiktoken"))
-    return tuple(found)
-
-
-def read_json(file: Path) -> dict[str, object]:
-    """A JSON object from `file`, {} if there is no such file; raises CheckpointError if it is broken."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}. Download or copy it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file} holds a JSON {type(content).__name__}, not an object. Download or copy it again."
-        )
-    return content
+    return tuple(folder / name for name in small_names(listed(folder), names))
 
 
 def _check_folder(folder: Path) -> None:
@@ -326,98 +323,3 @@ def _label(folder: Path) -> tuple[str, str | None]:
     if folder.parent.name == "snapshots" and (match := _SNAPSHOT.fullmatch(folder.parent.parent.name)):
         return match[1].replace("--", "/"), folder.name
     return folder.resolve().name or str(folder), None
-
-
-def _read_config(folder: Path) -> dict[str, object]:
-    return read_json(folder / "config.json")
-
-
-def _index(folder: Path) -> tuple[dict[str, TensorInfo], dict[Path, FileState]]:
-    try:
-        weight_map = _weight_map(folder)
-        files = _shard_files(folder, weight_map)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be listed: {error.strerror or error}.") from error
-    tensors: dict[str, TensorInfo] = {}
-    states: dict[Path, FileState] = {}
-    for file in files:
-        found, _, states[file] = read_header(file)
-        for name, info in found.items():
-            if name in tensors:
-                raise CheckpointError(
-                    f"{folder}: tensor {name!r} stands in {tensors[name].file.name} and again in {file.name}. Remove "
-                    "the file that does not belong to this checkpoint."
-                )
-            tensors[name] = info
-    for name, shard in (weight_map or {}).items():
-        if name not in tensors or tensors[name].file.name != shard:
-            raise CheckpointError(
-                f"{folder / INDEX_NAME}: tensor {name!r} should be in {shard}, which does not hold it. The index and "
-                "the shards are of different versions: download the checkpoint again."
-            )
-    if not tensors:
-        raise CheckpointError(f"{folder}: its safetensors files hold no tensor.")
-    return tensors, states
-
-
-def _weight_map(folder: Path) -> dict[str, str] | None:
-    """Tensor -> shard of the index file, None without one."""
-    file = folder / INDEX_NAME
-    if not file.is_file():
-        return None
-    content = read_json(file).get("weight_map")
-    if not isinstance(content, dict) or not all(isinstance(shard, str) for shard in content.values()) or not content:
-        raise CheckpointError(f"{file} has no `weight_map` from tensor to shard. Download it again.")
-    for name, shard in content.items():
-        if not shard.endswith(".safetensors") or Path(shard).name != shard:
-            raise CheckpointError(f"{file}: tensor {name!r} should be in {shard!r}, which is no safetensors file here.")
-    return content
-
-
-def _shard_files(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
-    present = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-    if weight_map is not None:
-        shards = sorted(set(weight_map.values()))
-        if (folder / "model.safetensors") in present and "model.safetensors" not in shards:
-            raise CheckpointError(
-                f"{folder} holds model.safetensors and also an index of other shards; programs differ in which they "
-                "take. Remove the one that does not belong here."
-            )
-        for shard in shards:
-            if not (folder / shard).is_file():
-                raise CheckpointError(f"{folder} lacks the shard {shard} that its index names. Download it again.")
-        return [folder / shard for shard in shards]
-    own = [file for file in present if not file.name.startswith(("consolidated", "adapter_"))]
-    if not own:
-        own = [file for file in present if not file.name.startswith("adapter_")]
-    if not own:
-        raise CheckpointError(_why_nothing(folder, present))
-    _check_complete(folder, own)
-    return own
-
-
-def _check_complete(folder: Path, files: list[Path]) -> None:
-    """Without an index, the numbers in the shards' names tell whether one is missing."""
-    for file in files:
-        if match := _SHARD.fullmatch(file.name):
-            stem, number, total = match.groups()
-            for k in range(1, min(int(total), 10_000) + 1):
-                shard = f"{stem}-{k:0{len(number)}d}-of-{total}.safetensors"
-                if folder / shard not in files:
-                    raise CheckpointError(f"{folder} lacks the shard {shard}. Download it again.")
-
-
-def _why_nothing(folder: Path, present: list[Path]) -> str:
-    if present:
-        return (
-            f"{folder} holds only an adapter ({present[0].name}), no model. Merge the adapter into its base model and "
-            "save the result as safetensors."
-        )
-    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
-    if pickled:
-        return (
-            f"{folder} holds its weights as {pickled[0]}, in Python's pickle format, which can run any code when it is "
-            "loaded; SfN does not open it. Take a revision with safetensors, or convert it where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
-        )
-    return f"{folder} holds no safetensors file. Give the folder that has the model's *.safetensors and config.json."

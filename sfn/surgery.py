@@ -281,8 +281,9 @@ def _renumbered(part: Part, removed: tuple[int, ...]) -> str:
 def _chunks(pair: Pair, name: str, source: Source) -> Iterator[Chunk | Extent]:
     """Bytes of a merged tensor; what is stored just so on a side is copied from file to file, never seen as numbers."""
     stored = pair.info(source.kind, name) if source.kind in ("A", "B") else None  # type: ignore[arg-type]
-    if stored is not None and stored.dtype == pair.info("A", name).dtype:  # type: ignore[union-attr]
-        checkpoint = pair.checkpoint(source.kind)  # type: ignore[arg-type]
+    checkpoint = pair.checkpoint("B" if source.kind == "B" else "A")
+    alike = stored is not None and stored.dtype == pair.info("A", name).dtype  # type: ignore[union-attr]
+    if alike and checkpoint.stored(stored):
         where = f"{stored.file}, tensor {name!r}"
         yield Extent(lambda: checkpoint.open_file(stored), stored.start, stored.end, where)
         return

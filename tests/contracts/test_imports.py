@@ -14,7 +14,7 @@ from tests.contracts.source import ROOT, Import, files, imports
 # drawing of docs/architecture.md.
 FLOORS = (
     {"errors", "records", "figures", "anatomy", "mapped_memory"},
-    {"headers", "fingerprints", "readings"},
+    {"headers", "fingerprints", "readings", "shards", "folders"},
     {"checkpoints", "folder_writer"},
     {"differences", "tokenizer_differences", "merged_config", "pairs", "facts"},
     {"delta", "recipes"},
