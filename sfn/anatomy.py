@@ -254,6 +254,16 @@ def in_group(part: Part, group: str) -> bool:
     return part.block == _GROUP_BLOCKS[group]
 
 
+def tower(part: Part) -> str:
+    """Of a tensor outside the decoder the name of what it belongs to ("visual", "model.vision_tower"), by which all of
+    it is meant in a recipe; "" for the decoder's own tensors."""
+    if part.layer is not None or part.block != "other":
+        return ""
+    words = part.path.split(".")
+    start = next((i for i, word in enumerate(words) if word not in _WRAPPERS), len(words) - 1)
+    return ".".join(words[: start + 1])
+
+
 def sort_key(part: Part) -> tuple[int, int, int, str, int, int, str]:
     """Key for anatomical order: embedding, then per layer norm, q, k, v, o, norm, gate, up, down, then the final norm
     and the head, at last what is not of the decoder. Weights stand before biases."""

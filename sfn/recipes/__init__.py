@@ -1,17 +1,19 @@
 """What comes from where: the recipe language, its canonical form, and what a recipe means for a pair.
 
-`grammar` reads and writes recipes, `canonical` brings rules into one form, `plans` resolves a recipe for a pair,
-`boards` goes from cells of a module x layer board to a recipe and back, `presets` holds the paper's recipes. Weights
-are touched elsewhere (`sfn.surgery`).
+`grammar` reads and writes recipes, `canonical` brings rules into one form, `plans` resolves a recipe for a pair (with
+what `lookup` remembers of that pair), `boards` goes from cells of a module x layer board to a recipe and back,
+`presets` holds the paper's recipes. Weights are touched elsewhere (`sfn.surgery`).
 """
 
-from sfn.recipes.boards import cells, compact, toggle
+from sfn.recipes.boards import cells, compact, invert, obstacle, paint
 from sfn.recipes.grammar import Recipe, Rule, Source, format, parse
-from sfn.recipes.plans import Plan, matches, resolve
+from sfn.recipes.lookup import Place, matches, place
+from sfn.recipes.plans import Plan, resolve
 from sfn.recipes.presets import PRESETS, Preset
 
 __all__ = [
     "PRESETS",
+    "Place",
     "Plan",
     "Preset",
     "Recipe",
@@ -20,8 +22,11 @@ __all__ = [
     "cells",
     "compact",
     "format",
+    "invert",
     "matches",
+    "obstacle",
+    "paint",
     "parse",
+    "place",
     "resolve",
-    "toggle",
 ]

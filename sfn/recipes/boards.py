@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,13 +10,13 @@ from typing import TYPE_CHECKING
 from sfn import anatomy
 from sfn.errors import RecipeError
 from sfn.recipes.grammar import Recipe, Rule, Source, Where, merge_ranges, parse_source
-from sfn.recipes.plans import Plan, plain_path, resolve, words_for
+from sfn.recipes.lookup import BUFFERS, Place, lookup, place, plain_path
+from sfn.recipes.plans import Plan, resolve
 
 if TYPE_CHECKING:
     from sfn.anatomy import Part
-    from sfn.pairs import Pair
+    from sfn.pairs import Pair, TensorPair
 
-Place = tuple[int | None, str]  # (layer, or None for what has none; row: `Part.row`)
 _A = Source("A")
 _REMOVE = Source("remove")
 _GROUPS = ("all", "attn", "mlp", "norms", "emb", "head", "qkv")  # the larger first
@@ -23,11 +24,11 @@ _GROUPS = ("all", "attn", "mlp", "norms", "emb", "head", "qkv")  # the larger fi
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One board row (or one expert of it): `word` means exactly its tensors ("" if no word does), `sources` says which
-    source by layer."""
+    """One board row (or one expert of it): `word` means exactly its tensors ("" if no word does), `part` is one of
+    them, `sources` says which source by layer."""
 
     word: str
-    parts: tuple[Part, ...]
+    part: Part
     sources: Mapping[int | None, Source]
 
 
@@ -36,17 +37,16 @@ def cells(plan: Plan) -> dict[Place, str]:
     one cell (experts, say) have different sources. In anatomical order."""
     found: dict[Place, set[Source]] = {}
     for name, source in plan.sources.items():
-        part = anatomy.parse(name)
-        found.setdefault((part.layer, part.row), set()).add(source)
+        found.setdefault(place(anatomy.parse(name)), set()).add(source)
     states = {"remove": "removed"}
     return {
-        place: "mixed" if len(sources) > 1 else states.get((kind := next(iter(sources)).kind), kind)
-        for place, sources in found.items()
+        spot: "mixed" if len(sources) > 1 else states.get((kind := next(iter(sources)).kind), kind)
+        for spot, sources in found.items()
     }
 
 
-def toggle(recipe: Recipe, pair: Pair, places: Iterable[Place], source: Source | str) -> Recipe:
-    """`recipe` with the cells at `places` set to `source` ("A", "B", "B:0.5", "zero", "reinit:1" or a Source).
+def paint(recipe: Recipe, pair: Pair, wanted: Mapping[Place, Source | str]) -> Recipe:
+    """`recipe` with each cell of `wanted` set to its source ("A", "B", "B:0.5", "zero", "reinit:1" or a Source).
 
     All else stays in effect as it was, but the recipe is written anew, as short as `compact` can. A cell in a removed
     layer brings that layer back, the rest of it from A.
@@ -54,30 +54,64 @@ def toggle(recipe: Recipe, pair: Pair, places: Iterable[Place], source: Source |
     Raises:
         RecipeError: a place that the pair does not have, or what `resolve` refuses.
     """
-    if isinstance(source, str):
-        source = parse_source(source)
-    if source.kind == "remove":
-        raise RecipeError("A cell cannot be removed, only a whole layer: write all@5=remove, or set the cell to zero.")
+    read = {word: parse_source(word) for word in {*wanted.values()} if isinstance(word, str)}
+    there = lookup(pair).cells
     sources = dict(resolve(recipe, pair).sources)
-    by_place: dict[Place, list[str]] = {}
-    for name in sources:
-        part = anatomy.parse(name)
-        by_place.setdefault((part.layer, part.row), []).append(name)
-    places = set(places)
-    for layer, row in places:
-        if (layer, row) not in by_place:
-            where = "outside the layers" if layer is None else f"in layer {layer}"
-            raise RecipeError(f"A has no {row!r} {where}, so there is no such cell to set.")
-    back = {layer for layer, _ in places if layer is not None}
-    for place, names in by_place.items():
-        for name in names:
-            if place in places:
-                sources[name] = source
-            elif place[0] in back and sources[name] == _REMOVE:
-                sources[name] = _A
-    result = compact(pair, sources)
-    resolve(result, pair)
-    return result
+    back = {layer for layer, _ in wanted if layer is not None}
+    for layer in _gone(sources, there) & back:
+        _set(sources, (name for spot, names in there.items() if spot[0] == layer for name in names), _A)
+    for spot, word in wanted.items():
+        source = read[word] if isinstance(word, str) else word
+        if source.kind == "remove":
+            raise RecipeError(
+                "A cell cannot be removed, only a whole layer: write all@5=remove, or set the cell to zero."
+            )
+        if spot not in there:
+            where = "outside the layers" if spot[0] is None else f"in layer {spot[0]}"
+            raise RecipeError(f"A has no {spot[1]!r} {where}, so there is no such cell to set.")
+        _set(sources, there[spot], source)
+    return _written(pair, sources)
+
+
+def invert(recipe: Recipe, pair: Pair, places: Iterable[Place]) -> Recipe:
+    """`recipe` with A and B swapped in the cells at `places`: a blend of alpha becomes one of 1 - alpha.
+
+    What is damaged or removed stays so, and so does what cannot come from B. Raises RecipeError as `paint` does.
+    """
+    there = lookup(pair).cells
+    sources = dict(resolve(recipe, pair).sources)
+    for spot in places:
+        for name in there.get(spot, ()):
+            if sources[name].kind in ("A", "B", "blend") and pair.by_name[name].movable:
+                sources[name] = _inverse(sources[name])
+    return _written(pair, sources)
+
+
+def _inverse(source: Source) -> Source:
+    return Source("blend", alpha=round(1 - source.alpha, 12))  # 1 - 0.3 is 0.7, not 0.7000000000000001
+
+
+def _set(sources: dict[str, Source], names: Iterable[str], source: Source) -> None:
+    sources.update(dict.fromkeys(names, source))
+
+
+def _gone(sources: Mapping[str, Source], there: Mapping[Place, tuple[str, ...]]) -> set[int | None]:
+    """Layers that are removed."""
+    return {layer for (layer, _), names in there.items() if sources[names[0]] == _REMOVE}
+
+
+def _written(pair: Pair, sources: Mapping[str, Source]) -> Recipe:
+    """`compact`, and refused as `resolve` refuses it."""
+    recipe = compact(pair, sources)
+    resolve(recipe, pair)
+    return recipe
+
+
+def obstacle(row: TensorPair) -> str:
+    """Why the cell in which `row` stands cannot come from B; "" where this tensor does not stand in the way."""
+    if row.movable or (row.a is None and row.part.parameter in BUFFERS):
+        return ""
+    return row.problem or "It does not fit."
 
 
 def compact(pair: Pair, sources: Mapping[str, Source]) -> Recipe:
@@ -96,11 +130,29 @@ def compact(pair: Pair, sources: Mapping[str, Source]) -> Recipe:
     for layers in [removed] if columns == removed else [removed, columns]:
         rows = tuple(_rows(pair, sources, layers))
         last = [Rule(("all",), _where(n for n in layers if layers[n] == each), each) for each in set(layers.values())]
-        used = {source for row in rows for source in row.sources.values()} - {_A}
-        for start in [_A, *sorted(used, key=str)]:
+        for start in _starts(pair, rows):
             first = [] if start == _A else [Rule(("all",), None, start)]
-            recipes.append(Recipe((*first, *_rules(rows, start), *last)))
+            recipes.append(Recipe((*first, *_rules(pair, rows, start), *last)))
     return min(recipes, key=_cost)
+
+
+def _starts(pair: Pair, rows: Iterable[_Row]) -> list[Source]:
+    """What all could be set to at first: A, or what most cells come from."""
+    used = Counter(source for row in rows for source in row.sources.values())
+    del used[_A]
+    most = sorted(used, key=lambda source: (-used[source], str(source)))[:1]
+    return [_A, *(source for source in most if _can_come(pair, "all", None, source))]
+
+
+def _can_come(pair: Pair, group: str, where: Where, source: Source) -> bool:
+    """Whether a rule about a whole group would not ask for a tensor of B that A has no place for."""
+    return not source.needs_b or not any(
+        anatomy.in_group(row.part, group) and _lies_in(where, row.part.layer) for row in lookup(pair).strangers
+    )
+
+
+def _lies_in(where: Where, layer: int | None) -> bool:
+    return where is None or (layer is not None and any(low <= layer <= high for low, high in where))
 
 
 def _cost(recipe: Recipe) -> tuple[int, int, str]:
@@ -115,18 +167,23 @@ def _where(layers: Iterable[int]) -> tuple[tuple[int, int], ...]:
 
 def _whole_layers(pair: Pair, sources: Mapping[str, Source]) -> dict[int, Source]:
     """Layers that come from one source as a whole, if that is not A."""
-    found: dict[int, set[Source]] = {}
-    for row in pair.rows:
-        if row.a is not None and row.part.layer is not None:
-            found.setdefault(row.part.layer, set()).add(sources.get(row.name, _A))
-    return {layer: next(iter(held)) for layer, held in found.items() if len(held) == 1 and held != {_A}}
+    found: dict[int, Source | None] = {}
+    for row in lookup(pair).of_a:
+        if row.part.layer is not None:
+            source = sources.get(row.name, _A)
+            if found.setdefault(row.part.layer, source) != source:
+                found[row.part.layer] = None
+    return {
+        layer: source
+        for layer, source in found.items()
+        if source is not None and source != _A and _can_come(pair, "all", ((layer, layer),), source)
+    }
 
 
 def _removed(pair: Pair, sources: Mapping[str, Source]) -> tuple[int, ...]:
     found: dict[int | None, set[bool]] = {}
-    for row in pair.rows:
-        if row.a is not None:
-            found.setdefault(row.part.layer, set()).add(sources.get(row.name, _A) == _REMOVE)
+    for row in lookup(pair).of_a:
+        found.setdefault(row.part.layer, set()).add(sources.get(row.name, _A).kind == "remove")
     for layer, states in found.items():
         if True in states and (layer is None or False in states):
             raise RecipeError(
@@ -138,21 +195,17 @@ def _removed(pair: Pair, sources: Mapping[str, Source]) -> tuple[int, ...]:
 def _rows(pair: Pair, sources: Mapping[str, Source], settled: Mapping[int, Source]) -> Iterator[_Row]:
     """The board's rows outside the layers that are settled as a whole, each with a word that means just its tensors; a
     row whose experts differ in their sources is one row for each expert."""
-    parts = [row.part for row in pair.rows if row.a is not None]
-    meanings = _meanings(row.part for row in pair.rows)
-    by_row: dict[str, list[Part]] = {}
-    for part in parts:
-        by_row.setdefault(part.row, []).append(part)
-    for members in by_row.values():
+    meanings = lookup(pair).words
+    for members in lookup(pair).board_rows.values():
         alike = _by_layer(members, sources)
         groups = [members] if alike is not None else _split(members)
         for group in groups:
-            by_layer = _by_layer(group, sources)
+            by_layer = alike or _by_layer(group, sources)
             if by_layer is None:
                 raise RecipeError(f"Weight and bias of {group[0].path} go together: a recipe cannot part them.")
             kept = {layer: source for layer, source in by_layer.items() if layer not in settled}
             if kept:
-                yield _Row(_word(group, meanings), tuple(group), kept)
+                yield _Row(_word(group, meanings), group[0], kept)
 
 
 def _by_layer(parts: Iterable[Part], sources: Mapping[str, Source]) -> dict[int | None, Source] | None:
@@ -165,27 +218,18 @@ def _by_layer(parts: Iterable[Part], sources: Mapping[str, Source]) -> dict[int 
     return found
 
 
-def _split(parts: Iterable[Part]) -> list[list[Part]]:
+def _split(parts: Iterable[Part]) -> list[tuple[Part, ...]]:
     by_path: dict[str, list[Part]] = {}
     for part in parts:
         by_path.setdefault(part.path, []).append(part)
-    return list(by_path.values())
+    return [tuple(members) for members in by_path.values()]
 
 
-def _meanings(parts: Iterable[Part]) -> dict[str, set[str]]:
-    """Word -> the paths that it means."""
-    found: dict[str, set[str]] = {}
-    for part in parts:
-        for word in words_for(part):
-            found.setdefault(word, set()).add(part.path)
-    return found
-
-
-def _word(parts: list[Part], meanings: Mapping[str, set[str]]) -> str:
+def _word(parts: tuple[Part, ...], meanings: Mapping[str, set[str]]) -> str:
     """The shortest word that means these modules, in every layer, and no others of the pair; "" if there is none."""
     paths = {part.path for part in parts}
     first = parts[0]
-    words = [first.module, first.row, first.role]
+    words = [first.module, first.row, first.role, *filter(None, [anatomy.tower(first)])]
     for path in (plain_path(first), first.path):
         pieces = path.split(".")
         words += [".".join(pieces[-n:]) for n in range(2, len(pieces) + 1)]
@@ -195,7 +239,7 @@ def _word(parts: list[Part], meanings: Mapping[str, set[str]]) -> str:
     return ""
 
 
-def _rules(rows: tuple[_Row, ...], start: Source) -> list[Rule]:
+def _rules(pair: Pair, rows: tuple[_Row, ...], start: Source) -> list[Rule]:
     """Rules that lead from `start` everywhere to the rows' sources: first what rows with exceptions are otherwise, then
     the rest, rows with the same layers and source together and by group where a whole group is meant."""
     first: list[Rule] = []
@@ -207,7 +251,8 @@ def _rules(rows: tuple[_Row, ...], start: Source) -> list[Rule]:
             else:
                 wanted.setdefault((where, source), []).append(row)
     rest = [
-        Rule(tuple(_words(rows, members, where, source)), where, source) for (where, source), members in wanted.items()
+        Rule(tuple(_words(pair, rows, members, where, source)), where, source)
+        for (where, source), members in wanted.items()
     ]
     return first + rest
 
@@ -232,13 +277,13 @@ def _assignments(row: _Row, start: Source) -> list[tuple[Where, Source]]:
     return said
 
 
-def _words(rows: tuple[_Row, ...], members: list[_Row], where: Where, source: Source) -> Iterator[str]:
+def _words(pair: Pair, rows: tuple[_Row, ...], members: list[_Row], where: Where, source: Source) -> Iterator[str]:
     """Words for `members`: a group stands for its rows if all that it means at `where` has this source anyway."""
     left = list(members)
     for group in _GROUPS:
-        inside = [row for row in left if anatomy.in_group(row.parts[0], group)]
-        enough = len(inside) > 1 or (inside and group in ("emb", "head"))
-        if enough and all(_fits(row, where, source) for row in rows if anatomy.in_group(row.parts[0], group)):
+        inside = [row for row in left if anatomy.in_group(row.part, group)]
+        enough = (len(inside) > 1 or (inside and group in ("emb", "head"))) and _can_come(pair, group, where, source)
+        if enough and all(_fits(row, where, source) for row in rows if anatomy.in_group(row.part, group)):
             yield group
             left = [row for row in left if row not in inside]
     for row in left:
@@ -247,15 +292,9 @@ def _words(rows: tuple[_Row, ...], members: list[_Row], where: Where, source: So
 
 def _named(row: _Row) -> str:
     if not row.word:
-        raise RecipeError(
-            f"No word of a recipe means {row.parts[0].path} alone in this pair: write the recipe by hand."
-        )
+        raise RecipeError(f"No word of a recipe means {row.part.path} alone in this pair: write the recipe by hand.")
     return row.word
 
 
 def _fits(row: _Row, where: Where, source: Source) -> bool:
-    return all(
-        value == source
-        for layer, value in row.sources.items()
-        if where is None or (layer is not None and any(low <= layer <= high for low, high in where))
-    )
+    return all(value == source for layer, value in row.sources.items() if _lies_in(where, layer))

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sfn import anatomy
-from sfn.anatomy import Part
 from sfn.errors import RecipeError
-from sfn.recipes.grammar import Recipe, Rule, Source, Where, format_where, merge_ranges
+from sfn.recipes.grammar import Recipe, Rule, Source, format_where, merge_ranges
+from sfn.recipes.lookup import lookup
 from sfn.records import content_key
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair, TensorPair
 
-_BUFFERS = frozenset({"inv_freq", "masked_bias"})  # computed, not learned: nothing is lost where B's stay behind
 _A = Source("A")
 
 
@@ -65,85 +64,36 @@ def resolve(recipe: Recipe, pair: Pair) -> Plan:
         _check_rule(rule, pair)
     decided = _decide(recipe, pair)
     _check_sources(decided, pair)
-    sources = {row.name: decided[row.name][0] for row in pair.rows if row.a is not None}
-    parts = {row.name: row.part for row in pair.rows}
-    removed = sorted({parts[name].layer for name, source in sources.items() if source.kind == "remove"})
-    if removed and len(removed) == len({part.layer for part in parts.values() if part.layer is not None}):
+    of_a = lookup(pair).of_a
+    sources = {row.name: decided[row.name][0] for row in of_a}
+    removed = sorted({row.part.layer for row in of_a if sources[row.name].kind == "remove"})
+    if removed and len(removed) == len({row.part.layer for row in pair.rows if row.part.layer is not None}):
         raise RecipeError(f"{recipe} removes all {len(removed)} layers: leave at least one.")
     return _plan(recipe, pair, sources, tuple(removed))
 
 
-def matches(name: str, part: Part) -> bool:
-    """Whether the recipe word `name` means `part`.
-
-    It may be a group, a module as the checkpoint has it, a role, a path's dotted end ("attn.c_proj", "experts.3.w1";
-    "experts.w1" for all experts), or, outside the decoder, a tower ("visual"). Weight and bias go together.
-    """
-    if name in anatomy.GROUPS:
-        return anatomy.in_group(part, name)
-    if name in (part.module, part.role):
-        return True
-    if part.layer is None and part.block == "other":
-        return name not in anatomy.ROLES and part.path.startswith(f"{name}.")
-    if "." not in name:
-        return False
-    return any(f".{path}".endswith(f".{name}") for path in (part.path, plain_path(part)))
-
-
-def words_for(part: Part) -> set[str]:
-    """Every word but groups that means `part`: those for which `matches` says so. Of roles' names only the part's own
-    is among them, and `canonical` builds on that."""
-    words = {part.module, part.role}
-    pieces = part.path.split(".")
-    if part.layer is None and part.block == "other":
-        return words | ({".".join(pieces[:n]) for n in range(1, len(pieces))} - set(anatomy.ROLES))
-    for path in (pieces, plain_path(part).split(".")):
-        words |= {".".join(path[n:]) for n in range(len(path) - 1)}
-    return words
-
-
-def plain_path(part: Part) -> str:
-    """The part's path without the expert's number: one path for all experts."""
-    if part.expert is None:
-        return part.path
-    words = part.path.split(".")
-    at = words.index("experts")
-    return ".".join(words[: at + 1] + words[at + 2 :])
-
-
 def _decide(recipe: Recipe, pair: Pair) -> dict[str, tuple[Source, Rule | None]]:
     """Last rule wins: for each tensor of either side its source, and the rule that says so."""
-    decided: dict[str, tuple[Source, Rule | None]] = {row.name: (_A, None) for row in pair.rows}
+    decided: dict[str, tuple[Source, Rule | None]] = dict.fromkeys((row.name for row in pair.rows), (_A, None))
     for rule in recipe.rules:
+        verdict = (rule.source, rule)
         for name in rule.names:
-            for row in _found(name, rule, pair):
-                gone = decided[row.name][0].kind == "remove" and name != "all"
+            for row in lookup(pair).meant(name, rule.where):
+                gone = name != "all" and decided[row.name][0].kind == "remove"
                 if not gone:  # in a removed layer nothing else matters, until `all` brings it back
-                    decided[row.name] = (rule.source, rule)
+                    decided[row.name] = verdict
     return decided
-
-
-def _found(name: str, rule: Rule, pair: Pair) -> list[TensorPair]:
-    return [row for row in pair.rows if matches(name, row.part) and _lies_in(rule.where, row.part.layer)]
 
 
 def _check_rule(rule: Rule, pair: Pair) -> None:
     """Raise RecipeError for a layer that A lacks and for a name that matches nothing, also where it changes nothing."""
     _check_layers(rule, pair)
     for name in rule.names:
-        _check_found(name, rule, _found(name, rule, pair), pair)
-
-
-def _lies_in(where: Where, layer: int | None) -> bool:
-    return where is None or (layer is not None and any(low <= layer <= high for low, high in where))
-
-
-def _layers(pair: Pair) -> list[int]:
-    return sorted({row.part.layer for row in pair.rows if row.a is not None and row.part.layer is not None})
+        _check_found(name, rule, list(lookup(pair).meant(name, rule.where)), pair)
 
 
 def _check_layers(rule: Rule, pair: Pair) -> None:
-    layers = _layers(pair)
+    layers = lookup(pair).layers
     for low, high in rule.where or ():
         present = sum(low <= layer <= high for layer in layers)
         if present < high - low + 1:
@@ -160,20 +110,15 @@ def _check_found(name: str, rule: Rule, found: list[TensorPair], pair: Pair) -> 
         raise RecipeError(
             f"The rule {rule} asks for {name!r}, which only B has ({found[0].name}): a recipe fills A's tensors."
         )
-    elsewhere = [row for row in pair.rows if row.a is not None and matches(name, row.part)]
+    elsewhere = [row for row in lookup(pair).meant(name, None) if row.a is not None]
     if elsewhere:
         raise RecipeError(f"The rule {rule} matches nothing: {name!r} {_whereabouts(elsewhere)}.")
-    modules = list(dict.fromkeys(row.part.row for row in pair.rows if row.a is not None and _is_plain(row.part)))
+    modules = list(dict.fromkeys(row.part.row for row in lookup(pair).of_a if not anatomy.tower(row.part)))
     if name in anatomy.GROUPS:
         raise RecipeError(f"The rule {rule} matches nothing: A has no tensor in the group {name!r}; {_legal(modules)}")
     close = difflib.get_close_matches(name, [*modules, *anatomy.GROUPS], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise RecipeError(f"The recipe names {name!r}, which A does not have.{hint} {_legal(modules).capitalize()}")
-
-
-def _is_plain(part: Part) -> bool:
-    """Not in another tower, whose long names would drown the rest."""
-    return part.layer is not None or part.block != "other"
 
 
 def _legal(modules: list[str]) -> str:
@@ -189,16 +134,14 @@ def _whereabouts(rows: list[TensorPair]) -> str:
 
 def _check_sources(decided: Mapping[str, tuple[Source, Rule | None]], pair: Pair) -> None:
     """Whether B has what is to come from B, and whether A has room for all of it."""
-    modules_of_a = {_place(row.part) for row in pair.rows if row.a is not None}
     stuck: dict[Rule, list[tuple[TensorPair, str]]] = {}
-    for row in pair.rows:
+    for row in lookup(pair).of_a:
         source, rule = decided[row.name]
-        if rule is None or not source.needs_b:
-            continue
-        if row.a is not None:
-            if not row.movable:
-                stuck.setdefault(rule, []).append((row, row.problem or "it does not fit"))
-        elif row.part.parameter not in _BUFFERS and (_place(row.part) in modules_of_a or _is_plain(row.part)):
+        if rule is not None and not row.movable and source.needs_b:
+            stuck.setdefault(rule, []).append((row, row.problem or "it does not fit"))
+    for row in lookup(pair).strangers:
+        source, rule = decided[row.name]
+        if rule is not None and source.needs_b:
             stuck.setdefault(rule, []).append((row, "Only B has it, and A has no place for it."))
     for rule, rows in stuck.items():
         first, why = rows[0]
@@ -207,10 +150,6 @@ def _check_sources(decided: Mapping[str, tuple[Source, Rule | None]], pair: Pair
             f"The rule {rule} cannot be carried out for {first.name}{more}: {why.rstrip('.')}."
             f" Leave it out by a later rule such as {_leave_out(rows)}."
         )
-
-
-def _place(part: Part) -> tuple[int | None, str]:
-    return part.layer, part.path
 
 
 def _leave_out(stuck: Iterable[tuple[TensorPair, str]]) -> str:
@@ -223,17 +162,17 @@ def _leave_out(stuck: Iterable[tuple[TensorPair, str]]) -> str:
 
 
 def _plan(recipe: Recipe, pair: Pair, sources: dict[str, Source], removed: tuple[int, ...]) -> Plan:
-    numel = {row.name: row.a.numel for row in pair.rows if row.a is not None}
-    kept = {name: source for name, source in sources.items() if source.kind != "remove"}
-    total = sum(numel[name] for name in kept)
-    from_b = sum(numel[name] * min(max(source.alpha, 0.0), 1.0) for name, source in kept.items())
+    size = lookup(pair).size
+    moved = tuple(name for name, source in sources.items() if source.kind != "A")
+    total = sum(size.values()) - sum(size[name] for name in moved if sources[name].kind == "remove")
+    from_b = sum(size[name] * min(max(sources[name].alpha, 0.0), 1.0) for name in moved)
     share = from_b / total if total else 0.0
-    content = sorted((name, str(source)) for name, source in kept.items() if source != _A)
+    content = sorted((name, str(sources[name])) for name in moved if sources[name].kind != "remove")
     return Plan(
         recipe=recipe,
         sources=sources,
         removed=removed,
-        moved=tuple(name for name, source in sources.items() if source != _A),
+        moved=moved,
         share_from_b=share,
         key=content_key("plan", content, removed),
         tokenizer=_tokenizer(pair, sources),
@@ -242,8 +181,8 @@ def _plan(recipe: Recipe, pair: Pair, sources: dict[str, Source], removed: tuple
 
 
 def _tokenizer(pair: Pair, sources: Mapping[str, Source]) -> Literal["A", "B"]:
-    heads = [row.name for row in pair.rows if row.part.role == "lm_head" and row.part.layer is None]
-    alphas = [sources[name].alpha for name in heads if name in sources]
+    heads = [row for row in lookup(pair).meant("lm_head", None) if row.part.role == "lm_head" and row.a is not None]
+    alphas = [sources[row.name].alpha for row in heads if row.part.layer is None]
     return "B" if alphas and alphas[0] >= 0.5 else "A"
 
 

@@ -97,7 +97,7 @@ def _on_board(pair: Pair) -> None:
     recipe = recipes.parse(_base(pair))
     try:
         for toggle in found:
-            recipe = recipes.toggle(recipe, pair, toggle.places, toggle.source)
+            recipe = recipes.paint(recipe, pair, dict.fromkeys(toggle.places, toggle.source))
     except RecipeError as error:
         st.session_state[_REFUSED] = str(error)
         return

@@ -211,6 +211,22 @@ def test_other_towers_are_no_decoder_layers(name):
     assert not any(anatomy.in_group(part, group) for group in anatomy.GROUPS if group != "all")
 
 
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [
+        ("visual.blocks.3.attn.qkv.weight", "visual"),
+        ("model.vision_tower.encoder.layer.2.attention.o_proj.weight", "model.vision_tower"),
+        ("multi_modal_projector.linear_1.weight", "multi_modal_projector"),
+        ("spam", "spam"),
+        ("model.layers.3.self_attn.q_proj.weight", ""),
+        ("model.embed_tokens.weight", ""),
+        ("lm_head.weight", ""),
+    ],
+)
+def test_a_tower_is_named_by_what_it_belongs_to(name, tower):
+    assert anatomy.tower(anatomy.parse(name)) == tower
+
+
 @pytest.mark.parametrize("name", ["", "weight", "spam", "a.b.c", "model.layers.weight", "model.layers.x.q_proj.weight"])
 def test_unknown_names_keep_their_own(name):
     part = anatomy.parse(name)

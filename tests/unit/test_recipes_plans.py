@@ -104,11 +104,11 @@ def test_the_words_for_a_part_are_those_that_match_it():
     names = ["model.layers.3.mlp.experts.12.w1.weight", "h.0.attn.c_proj.bias", "visual.blocks.1.q_proj.weight"]
     names += ["model.norm.weight", "q_proj.bias", "model.layers.0.self_attn.indexer.wk.weight", "spam.eggs"]
     parts = [anatomy.parse(name) for name in names]
-    words = {word for part in parts for word in recipes.plans.words_for(part)} | set(anatomy.ROLES)
+    words = {word for part in parts for word in recipes.lookup.words_for(part)} | set(anatomy.ROLES)
     words |= {word for name in names for word in (name, *name.split("."))}
     words -= set(anatomy.GROUPS)
     for part in parts:
-        assert {word for word in words if recipes.matches(word, part)} == recipes.plans.words_for(part)
+        assert {word for word in words if recipes.matches(word, part)} == recipes.lookup.words_for(part)
 
 
 def test_share_counts_a_blend_by_its_alpha_within_bounds(pair):
