@@ -5,22 +5,16 @@ what is said to it; does not own the process mechanics (`vllm_server`), nor the 
 from __future__ import annotations
 
 import atexit
-import json
-import os
-import shlex
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-import sfn
 from sfn import recipes
-from sfn.checkpoints import text_config
-from sfn.engines import asking, hardware, orders, text, vllm_server
+from sfn.engines import asking, hardware, orders, text, vllm_command, vllm_server
 from sfn.engines.base import Piece, Score, Status
 from sfn.errors import Cancelled, EngineError, SfnError
 from sfn.records import FinishReason, PromptMode, Sampling
@@ -29,8 +23,6 @@ if TYPE_CHECKING:
     from sfn.pairs import Pair
     from sfn.recipes import Plan, Recipe
 
-# Longest context that is offered, so that one answer's keys and values fit: tokens, by device.
-_CONTEXT = {"cpu": 8192, "cuda": 32768}
 # Architectures whose weights vLLM swaps rightly while it runs, each compared with transformers recipe by recipe. Others
 # are started anew for every recipe: fused experts, for one, came out wrong (Qwen3-MoE on a CPU, logprobs off by 0.3).
 _SWAPPED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -59,7 +51,7 @@ class VllmEngine:
         self._speeches: dict[str, text.Speech] = {}
         self._wanted: Recipe = recipes.Recipe()
         self._plan: Plan | None = None
-        self._limit = _context(pair, self._device)
+        self._limit = vllm_command.context(pair, self._device, vllm_command.given_options())
         self._status = Status("vllm", version_of("vllm"), self._device, self._dtype, "stopped", None, None)
         _open_engines.add(self)
 
@@ -122,7 +114,9 @@ class VllmEngine:
         """A new server that holds the plan's weights from the start, warmed up."""
         self._end()
         self._tell("starting", recipe=None, plan_key=None, detail="starting vLLM")
-        self._server = vllm_server.start(self._arguments(plan), _environment())
+        # Nobody else can enter the folder of its socket; a key of the user's for other servers would shut us out.
+        environment = vllm_command.environment(vllm_command.given_options()) | {"VLLM_API_KEY": ""}
+        self._server = vllm_server.start(self._arguments(plan), environment)
         self._server.wait_ready(_START_S, lambda detail: self._tell("starting", detail=detail))
         self._tell("starting", detail="warming up vLLM")
         self._plan = plan
@@ -151,37 +145,11 @@ class VllmEngine:
 
     def same_numbers(self) -> dict[str, Any]:
         """The engine's settings that decide its numbers, by the names of `vllm.LLM`: for one to compare it with."""
-        settings = {
-            "dtype": self._dtype,
-            "max_model_len": self._limit,
-            "max_num_seqs": 8,
-            # Graphs and compiled code are not used until hot-swapped weights are known to be right under them.
-            "enforce_eager": True,
-            # Without a prefix cache an answer does not depend on what was asked before.
-            "enable_prefix_caching": False,
-        }
-        if self._device == "cpu":
-            settings |= {"kv_cache_memory_bytes": _kv_bytes(self._pair, self._limit), "gpu_memory_utilization": 0.3}
-        return settings
+        return vllm_command.numbers(self._pair, device=self._device, dtype=self._dtype, length=self._limit)
 
     def _arguments(self, plan: Plan) -> list[str]:
-        untied: dict[str, Any] = {"tie_word_embeddings": False}
-        if isinstance(self._pair.a.config.get("text_config"), dict):
-            untied["text_config"] = {"tie_word_embeddings": False}
-        options = {
-            "model": str(self._pair.a.folder),
-            "served_model_name": vllm_server.MODEL,
-            "load_format": "sfn",
-            "model_loader_extra_config": json.dumps(orders.start_order(self._pair, plan)),
-            "worker_extension_cls": "sfn.engines.vllm_worker.PairWorker",
-            "hf_overrides": json.dumps(untied),
-            "generation_config": "vllm",  # sampling comes from the request alone
-            "uvicorn_log_level": "warning",
-            "disable_uvicorn_access_log": True,
-            **self.same_numbers(),
-        }
-        words = [word for name, value in options.items() for word in _option(name, value)]
-        return [*words, *shlex.split(os.environ.get("SFN_VLLM_ARGS", ""))]
+        given = vllm_command.given_options()
+        return vllm_command.arguments(self._pair, plan, device=self._device, dtype=self._dtype, given=given)
 
     def _ready(self) -> text.Speech:
         """A server that holds the wanted weights (after a death: a new one), and the speech of the head's side."""
@@ -307,7 +275,7 @@ def _answer_request(ids: list[int], how: Sampling, count: int, end_ids: frozense
     """Tokens in, tokens out. Ends are the side's own, so A's, which vLLM knows, are switched off; stop strings are cut
     by us, from text that our decoder makes."""
     return {
-        "model": vllm_server.MODEL,
+        "model": vllm_command.MODEL,
         "prompt": ids,
         "max_tokens": count,
         "temperature": how.temperature,
@@ -324,21 +292,13 @@ def _answer_request(ids: list[int], how: Sampling, count: int, end_ids: frozense
 
 def _score_request(ids: list[int]) -> dict[str, Any]:
     return {
-        "model": vllm_server.MODEL,
+        "model": vllm_command.MODEL,
         "prompt": ids,
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": 0,
         "return_token_ids": True,
     }
-
-
-def _option(name: str, value: object) -> list[str]:
-    """A setting as words of a command line."""
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", str(value)]
 
 
 def _device(wanted: str | None) -> str:
@@ -349,40 +309,6 @@ def _device(wanted: str | None) -> str:
             "the engine transformers takes any device."
         )
     return built_for
-
-
-def _context(pair: Pair, device: str) -> int:
-    """Longest context offered: the model's own, bounded; `--max-model-len` in SFN_VLLM_ARGS overrides it."""
-    words = shlex.split(os.environ.get("SFN_VLLM_ARGS", "").replace("--max-model-len=", "--max-model-len "))
-    if "--max-model-len" in words[:-1] and (length := words[words.index("--max-model-len") + 1]).isdigit():
-        return int(length)
-    return min(asking.context_limit(pair.a.config) or _CONTEXT[device], _CONTEXT[device])
-
-
-def _kv_bytes(pair: Pair, context: int) -> int:
-    """Memory for keys and values of two answers of full length, at least 128 MiB."""
-    config = text_config(pair.a.config)
-    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    width = int(config.get("head_dim") or int(config.get("hidden_size") or config.get("n_embd") or 1024) // heads)
-    layers = pair.n_layers
-    return max(128 * 2**20, 2 * context * layers * kv_heads * width * 2 * 4)
-
-
-def _environment() -> dict[str, str]:
-    root = str(Path(sfn.__file__).parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    # On a CPU two small functions of vLLM's sampler would be compiled with g++, which a machine may lack, in 15 s.
-    uncompiled = {"TORCH_COMPILE_DISABLE": "1"} if hardware.vllm_is_cpu_build() else {}
-    return uncompiled | {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),  # vLLM's workers import sfn.engines.vllm_worker
-        "PYTHONUNBUFFERED": "1",
-        "VLLM_SERVER_DEV_MODE": "1",  # pause, collective_rpc, reset_prefix_cache
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "HF_HUB_OFFLINE": "1",  # both checkpoints are folders
-        "NO_COLOR": "1",
-    }
 
 
 @atexit.register

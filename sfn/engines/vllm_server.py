@@ -1,5 +1,5 @@
-"""Starts, watches and ends one vLLM server process, and speaks HTTP with it over a private socket. Knows vLLM's command
-line and its endpoints; does not know pairs, recipes or prompts.
+"""Starts, watches and ends one vLLM server process of SfN's own, which is spoken with over a private socket. Does not
+know its options, nor pairs, recipes or prompts.
 
 The server listens on a Unix socket in a folder that only this user can enter: its development endpoints, which swapping
 needs, have no access control of their own.
@@ -17,21 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event, Thread
 from typing import Any
 
 from sfn.engines import vllm_guard
+from sfn.engines.vllm_command import COMMAND
+from sfn.engines.vllm_http import HttpServer
 from sfn.errors import EngineError
 from sfn.store import cache_folder
 
-MODEL = "sfn"  # the name under which the model is served
-# Not the `vllm` command: that of the CPU build does not find its own version and dies.
-COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 _KEPT_LOGS = 10
-_NOTHING_YET = object()
 _STAGES = (  # what its log says, latest first -> what a person reads
     ("Starting vLLM server on", "almost there"),
     ("KV cache size", "opening its door"),
@@ -41,10 +37,11 @@ _STAGES = (  # what its log says, latest first -> what a person reads
 )
 
 
-class Server:
+class Server(HttpServer):
     """A running vLLM server. Made by `start`, which returns before the server is ready; `wait_ready` waits."""
 
     def __init__(self, guard: subprocess.Popen, folder: Path, record: Path, log: Path) -> None:
+        super().__init__()
         self._guard, self._record, self.log = guard, record, log
         self._socket = folder / "http"
         self._crew: dict[int, int] = {}  # once it is ready: vLLM's engine core and workers, with their start times
@@ -85,65 +82,20 @@ class Server:
         text = _tail(self.log, 20_000)
         return next((told for mark, told in _STAGES if mark in text), "importing its libraries")
 
+    def connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        connection = _UnixConnection(str(self._socket), timeout=timeout_s)
+        connection.connect()
+        return connection
+
+    def trouble(self) -> str:
+        return "one of its processes ended, or was killed" if self._crew_is_short() else ""
+
     def last_words(self) -> str:
         """The error in the log, if there is one, the last lines, and where the log is."""
         lines = [line for line in map(_plain, _tail(self.log, 40_000).splitlines()) if line]
         errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
         reason = errors[0] if errors else lines[-1] if lines else "it said nothing"
         return f"{reason[:600]}\nThe last lines of its log ({self.log}):\n" + "\n".join(lines[-12:])
-
-    def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 600) -> Any:
-        """One request; the answer's JSON, or None. Raises EngineError for anything but success."""
-        connection = self._connect(timeout_s)
-        replies: SimpleQueue[tuple[int, bytes] | Exception] = SimpleQueue()
-        Thread(
-            target=_exchange, args=(connection, method, path, body, replies), name="sfn-vllm-call", daemon=True
-        ).start()
-        while (reply := self._next(replies)) is _NOTHING_YET:
-            pass
-        _shut(connection)
-        if isinstance(reply, Exception):
-            raise EngineError(f"vLLM does not answer ({path}): {reply or type(reply).__name__}") from reply
-        status, content = reply
-        if status != 200:
-            raise EngineError(f"vLLM refused {path} ({status}): {_message(content)}")
-        return json.loads(content) if content else None
-
-    def _next(self, replies: SimpleQueue) -> Any:
-        """What came, or _NOTHING_YET; the error itself where nothing will come, since a process of vLLM's is gone."""
-        try:
-            return replies.get(timeout=0.1)
-        except Empty:
-            gone = self._crew_is_short()
-            return EngineError("one of its processes ended, or was killed") if gone else _NOTHING_YET
-
-    def stream(self, path: str, body: Any, cancel: Event) -> Iterator[dict[str, Any]]:
-        """Events of a streamed answer. Closing the generator, or `cancel`, aborts the request on the server too."""
-        connection = self._connect(timeout_s=3600)
-        events: SimpleQueue[dict[str, Any] | Exception | None] = SimpleQueue()
-        reader = Thread(target=_read_events, args=(connection, path, body, events), name="sfn-vllm-stream", daemon=True)
-        reader.start()
-        try:
-            while not cancel.is_set():
-                event = self._next(events)
-                if event is _NOTHING_YET:
-                    continue
-                if isinstance(event, Exception):
-                    raise EngineError(f"vLLM broke off the answer: {event or type(event).__name__}") from event
-                if event is None:
-                    return
-                yield event
-        finally:
-            _shut(connection)  # wakes the reader; the server sees the connection go and aborts the request
-            reader.join(timeout=5)
-
-    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
-        connection = _UnixConnection(str(self._socket), timeout=timeout_s)
-        try:
-            connection.connect()
-        except OSError as error:
-            raise EngineError(f"vLLM does not answer: {error}") from error
-        return connection
 
     def close(self) -> None:
         """End the server and everything it started; returns when they are gone."""
@@ -230,65 +182,12 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _encoded(body: Any) -> tuple[bytes | None, dict[str, str]]:
-    return (None, {}) if body is None else (json.dumps(body).encode(), {"Content-Type": "application/json"})
-
-
-def _exchange(connection: http.client.HTTPConnection, method: str, path: str, body: Any, replies: SimpleQueue) -> None:
-    """Thread: one request; its status and content, or what went wrong, go into `replies`."""
-    try:
-        connection.request(method, path, *_encoded(body))
-        response = connection.getresponse()
-        replies.put((response.status, response.read()))
-    except Exception as error:  # handed to the one who waits for the reply
-        replies.put(error)
-
-
 def _is_of_vllm(pid: int) -> bool:
     """Whether a process carries one of the names that vLLM gives to its engine core and workers."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"VLLM::")
     except OSError:
         return False
-
-
-def _read_events(connection: http.client.HTTPConnection, path: str, body: Any, events: SimpleQueue) -> None:
-    """Thread: put the server's events into `events`, then None, or what went wrong."""
-    try:
-        connection.request("POST", path, *_encoded(body))
-        response = connection.getresponse()
-        if response.status != 200:
-            raise EngineError(f"it refused {path} ({response.status}): {_message(response.read())}")
-        for line in response:
-            if not line.startswith(b"data: "):
-                continue
-            if line[6:].strip() == b"[DONE]":
-                events.put(None)
-                return
-            event = json.loads(line[6:])
-            if "error" in event:
-                raise EngineError(str(event["error"].get("message", event["error"])))
-            events.put(event)
-        raise EngineError("the connection ended in the middle of it")
-    except Exception as error:  # handed to the one who waits for events
-        events.put(error)
-
-
-def _shut(connection: http.client.HTTPConnection) -> None:
-    if connection.sock is not None:
-        try:
-            connection.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the server was faster
-    connection.close()
-
-
-def _message(content: bytes) -> str:
-    try:
-        error = json.loads(content)["error"]
-        return str(error.get("message", error)) if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
-        return content[:300].decode("utf-8", "replace").strip() or "no reason given"
 
 
 def _tail(path: Path, size: int) -> str:

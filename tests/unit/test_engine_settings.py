@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfn import checkpoints, engines, pairs, recipes
-from sfn.engines import asking, hardware
+from sfn.engines import asking, hardware, vllm_command
 from sfn.errors import EngineError
 from tests import builders
 
@@ -98,13 +98,11 @@ def test_the_servers_command_line(tmp_path, vllm, monkeypatch):
 
 
 def test_memory_for_keys_and_values_is_asked_for_in_bytes(tmp_path, vllm):
-    from sfn.engines import vllm_engine
-
     pair = pair_of(tmp_path, max_position_embeddings=1_000_000)
-    assert vllm_engine._context(pair, "cpu") == 8192
-    assert vllm_engine._kv_bytes(pair, 8192) == 128 * 2**20  # the least
+    assert vllm_command.context(pair, "cpu", []) == 8192
+    assert vllm_command.kv_bytes(pair, 8192) == 128 * 2**20  # the least
     # 2 answers x 2 layers x 2 KV heads x 8 wide x keys and values x 4 bytes, per token
-    assert vllm_engine._kv_bytes(pair, 8_000_000) == 8_000_000 * 2 * 2 * 2 * 8 * 2 * 4
+    assert vllm_command.kv_bytes(pair, 8_000_000) == 8_000_000 * 2 * 2 * 2 * 8 * 2 * 4
 
 
 def test_a_device_that_vllm_was_not_built_for(tmp_path, vllm):
