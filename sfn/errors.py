@@ -21,6 +21,10 @@ class RecipeError(SfnError):
     """A recipe cannot be parsed, or does not fit the pair: the message names the word at fault and the legal ones."""
 
 
+class SweepError(SfnError):
+    """A sweep cannot be made as it is asked for, or cannot go on: the message says what is legal or what to do."""
+
+
 class SurgeryError(SfnError):
     """A merged checkpoint could not be written: the message names the folder and the reason."""
 

@@ -1,4 +1,4 @@
-"""Plain records that travel between rooms: results of scans and of generations. No behaviour, no heavy imports."""
+"""Plain records that travel between rooms: results of scans, answers, cells of sweeps. No behaviour, no heavy imports."""
 
 from __future__ import annotations
 
@@ -160,3 +160,24 @@ class Generation:
         """Generated tokens per second after the first one; 0 where there is only one."""
         rest = self.elapsed_s - self.first_token_s
         return (self.n_tokens - 1) / rest if self.n_tokens > 1 and rest > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SweepCell:
+    """One cell of a sweep as it is kept, with its answer as far as there is one.
+
+    Attributes:
+        row: from 0; -2 is A's own answer, -1 is B's. column: from 0.
+        recipe: canonical text. alpha: share of B that is laid, where an axis of the sweep is alpha.
+        question_key: `Question.key` that its answer is found by; "" where `problem` says why the pair cannot do it.
+        error: the sentence of an answer that failed; "" where none did. generation: the newest finished answer.
+    """
+
+    row: int
+    column: int
+    recipe: str
+    alpha: float | None
+    question_key: str
+    problem: str = ""
+    error: str = ""
+    generation: Generation | None = None

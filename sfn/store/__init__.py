@@ -1,8 +1,8 @@
 """Every result that outlives a page: what is kept in one DuckDB file, and how it is found again. Nothing is computed.
 
-All queries are here; the file itself and its schema are `sfn.store.file`'s. Knows plain records (`sfn.records`) and
-errors, no checkpoint and no page. One process holds the file at a time; inside it a `Store` may be used from any number
-of threads.
+All queries are here, those of sweeps in `sfn.store.sweep_queries`; the file itself and its schema are
+`sfn.store.file`'s. Knows plain records (`sfn.records`) and errors, no checkpoint and no page. One process holds the
+file at a time; inside it a `Store` may be used from any number of threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfn.errors import StoreError
-from sfn.records import Generation, HistogramForm, TensorDelta
+from sfn.records import Generation, HistogramForm, Question, TensorDelta
 from sfn.store.file import explain, open_file, unusable
 from sfn.store.rows import (
     DELTA_COLUMNS,
@@ -37,6 +37,7 @@ from sfn.store.rows import (
     tensor_delta,
     utc_now,
 )
+from sfn.store.sweep_queries import Pace, SavedSweep, SweepShelf
 
 if TYPE_CHECKING:
     import duckdb
@@ -46,11 +47,15 @@ __all__ = [
     "EXPORT_FORMATS",
     "ORDERS",
     "FileHashes",
+    "Pace",
     "SavedPair",
     "SavedRecipe",
+    "SavedSweep",
     "Store",
+    "SweepShelf",
     "cache_folder",
     "default_path",
+    "file_bytes",
 ]
 
 FileKey = tuple[str, int, int]
@@ -94,6 +99,7 @@ class Store:
     Attributes:
         path: the file. notice: "" or one sentence for the page, when a damaged file was set aside on opening.
         file_hashes: mapping (path, size in bytes, mtime in ns) -> SHA-256 hex, kept in the same file.
+        sweeps: the sweeps that were begun, and where each of their cells stands.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -105,6 +111,7 @@ class Store:
         self.path = Path(path) if path is not None else default_path()
         self.notice = ""
         self.file_hashes: MutableMapping[FileKey, str] = FileHashes(self)
+        self.sweeps = SweepShelf(self)
         self._state = threading.Condition()  # guards the four below
         self._in_use = 0  # cursors: closing the connection would break them, so it waits for them
         self._broken = self._closed = False
@@ -238,6 +245,18 @@ class Store:
         """The newest finished answer to the question of that `Question.key`; a cancelled one is never served."""
         return self._generation("key = ? AND finish <> 'cancelled' ORDER BY created_at DESC, id DESC LIMIT 1", key)
 
+    def find_elsewhere(self, question: Question) -> Generation | None:
+        """The newest finished answer to `question` by another engine, version, device or dtype.
+
+        Never a substitute for `find_generation`: whoever shows it says which engine it is from.
+        """
+        sampling = question.sampling
+        fixed = {name: getattr(question, name) for name in ("pair_key", "plan_key", "prompt", "mode", "tokenizer")}
+        fixed |= {name: getattr(sampling, name) for name in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
+        where = " AND ".join(f"{name} = ?" for name in fixed)
+        sql = f"{where} AND stop = ?::VARCHAR[] AND finish <> 'cancelled' ORDER BY created_at DESC, id DESC LIMIT 1"
+        return self._generation(sql, *fixed.values(), list(sampling.stop))
+
     def generation(self, id: int) -> Generation:
         """The answer of that id, cancelled or not. Raises StoreError where there is none."""
         found = self._generation("id = ?", id)
@@ -298,8 +317,8 @@ class Store:
             raise StoreError(f"There is no answer number {', '.join(map(str, absent))} in {self.path} to save.")
         return file_bytes(table, format)
 
-    def _generation(self, where: str, value: object) -> Generation | None:
-        rows = self._read(f"SELECT {', '.join(GENERATION_COLUMNS)} FROM generations WHERE {where}", [value])
+    def _generation(self, where: str, *values: object) -> Generation | None:
+        rows = self._read(f"SELECT {', '.join(GENERATION_COLUMNS)} FROM generations WHERE {where}", values)
         return generation_of(rows[0]) if rows else None
 
     # The connection

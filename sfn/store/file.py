@@ -58,6 +58,19 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (path, size_bytes, mtime_ns)
     );
     """,
+    """
+    CREATE SEQUENCE sweep_id;
+    CREATE TABLE sweeps (
+        id BIGINT PRIMARY KEY DEFAULT nextval('sweep_id'), pair_key VARCHAR NOT NULL, title VARCHAR NOT NULL,
+        definition VARCHAR NOT NULL, engine VARCHAR NOT NULL, engine_version VARCHAR NOT NULL, device VARCHAR NOT NULL,
+        dtype VARCHAR NOT NULL, created_at TIMESTAMP NOT NULL
+    );
+    CREATE TABLE sweep_cells (
+        sweep_id BIGINT, at_row INTEGER, at_column INTEGER, recipe VARCHAR NOT NULL, alpha DOUBLE,
+        question_key VARCHAR NOT NULL, problem VARCHAR NOT NULL, error VARCHAR NOT NULL, swap_s DOUBLE,
+        PRIMARY KEY (sweep_id, at_row, at_column)
+    );
+    """,
 )
 
 # The file is shared with torch and an engine: the database stays small beside them, and never reaches for a network.

@@ -150,16 +150,23 @@ def generation_of(values: Sequence[Any]) -> Generation:
 
 
 def file_bytes(table: pandas.DataFrame, format: str) -> bytes:
-    """A table of generations as a file (csv, parquet or json); nothing is written to disk."""
+    """A table of answers as a file (csv, parquet or json); nothing is written to disk.
+
+    Its times ("created_at") become ISO 8601 text, its stop strings ("stop", where it has them) a list.
+    """
+    import pandas as pd
+
     if format == "parquet":
         return table.to_parquet(engine="pyarrow", index=False)
-    table["created_at"] = [moment.isoformat() for moment in table["created_at"]]
-    table["stop"] = [list(stop) for stop in table["stop"]]
+    table = table.assign(created_at=[None if m is pd.NaT else m.isoformat() for m in table["created_at"]])
+    if "stop" in table:
+        table["stop"] = [list(stop) for stop in table["stop"]]
     if format == "csv":
-        table["stop"] = [json.dumps(stop, ensure_ascii=False) for stop in table["stop"]]
+        if "stop" in table:
+            table["stop"] = [json.dumps(stop, ensure_ascii=False) for stop in table["stop"]]
         return table.to_csv(index=False).encode()
     rows = [
-        {name: None if value != value else value for name, value in row.items()}  # only NaN differs from itself
+        {name: None if value is pd.NA or value != value else value for name, value in row.items()}  # NaN != NaN
         for row in table.to_dict("records")
     ]
     return json.dumps(rows, ensure_ascii=False, indent=1).encode()

@@ -15,6 +15,7 @@ from sfn.errors import StoreError
 from sfn.store import Store, file
 
 ROOT = Path(__file__).resolve().parents[2]
+NOW = len(file.MIGRATIONS)  # the schema's version
 
 
 def python(program: str, *arguments: object) -> subprocess.Popen:
@@ -91,7 +92,7 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path):
     with duckdb.connect(str(path)) as raw:
         raw.execute("INSERT INTO schema_version VALUES (99, NULL)")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"newer SfN \(schema 99, this one knows up to 1\).*update"):
+    with pytest.raises(StoreError, match=rf"newer SfN \(schema 99, this one knows up to {NOW}\).*update"):
         Store(path)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
@@ -114,9 +115,9 @@ def test_an_older_schema_is_migrated_and_a_copy_kept(tmp_path, monkeypatch):
     with Store(path) as results:
         assert results.notice == ""
         assert results._read("SELECT note FROM file_hashes ORDER BY 1") == [("n0",), ("n1",), ("n2",)]
-        assert results._read("SELECT version FROM schema_version ORDER BY 1") == [(1,), (2,), (3,)]
+        assert results._read("SELECT version FROM schema_version ORDER BY 1") == [(n,) for n in range(1, NOW + 3)]
         assert len(results.file_hashes) == 3
-    (copy,) = beside(path, "schema-1")
+    (copy,) = beside(path, f"schema-{NOW}-")
     monkeypatch.undo()
     with Store(copy) as old:
         assert len(old.file_hashes) == 3
@@ -134,7 +135,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
     with Store(path) as results:
         assert len(results.file_hashes) == 3
         assert results.pairs() == []
-        assert results._read("SELECT max(version) FROM schema_version") == [(1,)]
+        assert results._read("SELECT max(version) FROM schema_version") == [(NOW,)]
 
 
 # Damage
