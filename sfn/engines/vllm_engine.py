@@ -42,31 +42,31 @@ class VllmEngine:
     """
 
     def __init__(self, pair: Pair, *, device: str | None = None, dtype: str | None = None) -> None:
-        from sfn.engines import version_of
-
         self._pair = pair
-        self._device = _device(device)
-        self._dtype = hardware.dtype_for("vllm", pair, self._device, dtype)
+        version, self._device, self._dtype, self._limit = self._facts(device, dtype)
         self._server: vllm_server.Server | None = None
         self._speeches: dict[str, text.Speech] = {}
         self._wanted: Recipe = recipes.Recipe()
         self._plan: Plan | None = None
-        self._limit = vllm_command.context(pair, self._device, vllm_command.given_options())
-        self._status = Status("vllm", version_of("vllm"), self._device, self._dtype, "stopped", None, None)
+        self._status = Status("vllm", version, self._device, self._dtype, "stopped", None, None)
         _open_engines.add(self)
+
+    def _facts(self, device: str | None, dtype: str | None) -> tuple[str, str, str, int]:
+        """Version, device, dtype and longest context in tokens of the server that will be started."""
+        from sfn.engines import version_of
+
+        device = _device(device)
+        length = vllm_command.context(self._pair, device, vllm_command.given_options())
+        return version_of("vllm"), device, hardware.dtype_for("vllm", self._pair, device, dtype), length
 
     @property
     def status(self) -> Status:
         status = self._status
         if status.state in ("idle", "busy") and not self._alive():
-            return replace(
-                status,
-                state="dead",
-                recipe=None,
-                plan_key=None,
-                detail="vLLM's process ended; the next request starts it",
-            )
+            return replace(status, state="dead", recipe=None, plan_key=None, detail=self._ended)
         return status
+
+    _ended = "vLLM's process ended; the next request starts it"
 
     def __enter__(self) -> VllmEngine:
         return self
@@ -96,9 +96,8 @@ class VllmEngine:
         if cancel is not None and cancel.is_set():
             raise Cancelled("The change of weights was cancelled before it began.")
         self._wanted = recipe
-        alive = self._alive()
         try:
-            held = self._plan.key if alive and self._plan is not None else None
+            held = self._held()
             if held is None or (held != plan.key and self._pair.a.config.get("model_type") not in _SWAPPED):
                 self._start(plan)
             elif held != plan.key:
@@ -109,6 +108,10 @@ class VllmEngine:
             raise
         self._plan = plan
         self._tell("idle", recipe=recipes.format(recipe), plan_key=plan.key)
+
+    def _held(self) -> str | None:
+        """Key of the plan whose weights the server holds; None where a server has to be started first."""
+        return self._plan.key if self._alive() and self._plan is not None else None
 
     def _start(self, plan: Plan) -> None:
         """A new server that holds the plan's weights from the start, warmed up."""
@@ -130,7 +133,7 @@ class VllmEngine:
         """Other weights into the running server: pause, reload, drop what was computed with the old ones, resume."""
         self._tell("loading", recipe=None, plan_key=None, detail=plan.sentence)
         server = self._server
-        server.call("POST", "/pause?mode=abort")
+        self._pause()
         swap = {"method": "sfn_become", "args": [orders.order(self._pair, plan)], "timeout": _START_S}
         answer = server.call("POST", "/collective_rpc", swap)
         for result in answer["results"]:  # one per worker
@@ -142,6 +145,14 @@ class VllmEngine:
         if not server.call("POST", "/reset_prefix_cache")["success"]:
             raise EngineError("vLLM would not drop what it had computed with the old weights; it is started anew.")
         server.call("POST", "/resume")
+
+    def _pause(self) -> None:
+        """Hold the server still for a change of weights; what it was still asked by us is dropped."""
+        self._server.call("POST", "/pause?mode=abort")
+
+    def _confirm(self, finish: FinishReason | None) -> None:
+        """Raise EngineError unless all of the answer that ended so came from the weights that it was asked of. Nobody
+        else can reach this server, so there is nothing to ask."""
 
     def same_numbers(self) -> dict[str, Any]:
         """The engine's settings that decide its numbers, by the names of `vllm.LLM`: for one to compare it with."""
@@ -206,10 +217,13 @@ class VllmEngine:
                     finish = "stop" if ended else _finish(choice["finish_reason"])
                     if finish and not ended:
                         new += answer.flush()
+                    if finish:
+                        self._confirm(finish)
                     if tokens or finish:
                         yield piece(new, finish)
                     if finish:
                         return
+            self._confirm(None)
             yield piece(answer.flush(), "cancelled")
         except EngineError as error:
             raise self._failed(error) from error
@@ -224,6 +238,7 @@ class VllmEngine:
         self._tell("busy")
         try:
             choice = self._server.call("POST", "/v1/completions", _score_request([*before, *ids]))["choices"][0]
+            self._confirm("length")
         except EngineError as error:
             raise self._failed(error) from error
         finally:
@@ -247,6 +262,10 @@ class VllmEngine:
         self._end()
         words = server.last_words() if server is not None else ""
         self._tell("dead", recipe=None, plan_key=None, detail=str(error))
+        return self._died(error, words)
+
+    @staticmethod
+    def _died(error: EngineError, words: str) -> EngineError:
         return EngineError(f"vLLM died while it answered ({error}); the next request starts it again. {words}")
 
     @staticmethod
