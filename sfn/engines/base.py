@@ -53,7 +53,8 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What an engine is and holds now. recipe: canonical text of what is loaded, None while unknown or not started."""
+    """What an engine is and holds now. recipe: canonical text of what is loaded, None while unknown or not started.
+    place: host and port of an engine that runs elsewhere, "" for one on this machine."""
 
     backend: str
     version: str
@@ -63,6 +64,7 @@ class Status:
     recipe: str | None
     plan_key: str | None
     detail: str = ""
+    place: str = ""
 
 
 class Engine(Protocol):

@@ -124,10 +124,18 @@ class VllmEngine:
         self._tell("starting", detail="warming up vLLM")
         self._plan = plan
         self._speech()  # the tokenizer takes a second or two to load
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """One request of each kind: the first ones take seconds, and show whether vLLM has kernels for this model."""
         try:
-            _warm_up(self._server)
+            for temperature in (0.0, 1.0):
+                how = Sampling(max_tokens=2, temperature=temperature, top_p=0.9, top_k=5)
+                request = _answer_request([0, 0], how, 2, frozenset())
+                list(self._server.stream("/v1/completions", request, Event()))
+            self._server.call("POST", "/v1/completions", _score_request([0, 0]))
         except EngineError as error:
-            raise EngineError(f"vLLM started, but cannot run this model: {self._server.last_words()}") from error
+            raise EngineError(f"vLLM cannot run this model ({error}). {self._server.last_words()}") from error
 
     def _swap(self, plan: Plan) -> None:
         """Other weights into the running server: pause, reload, drop what was computed with the old ones, resume."""
@@ -275,14 +283,6 @@ class VllmEngine:
         except SfnError:
             return False
         return True
-
-
-def _warm_up(server: vllm_server.Server) -> None:
-    """One request of each kind: the first ones take seconds, and show whether vLLM has kernels for this model."""
-    for temperature in (0.0, 1.0):
-        how = Sampling(max_tokens=2, temperature=temperature, top_p=0.9, top_k=5)
-        list(server.stream("/v1/completions", _answer_request([0, 0], how, 2, frozenset()), Event()))
-    server.call("POST", "/v1/completions", _score_request([0, 0]))
 
 
 def _finish(reason: str | None) -> FinishReason | None:
