@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 import sfn
 from sfn import workbench
@@ -54,4 +56,10 @@ async def health(_request: Request) -> JSONResponse:
     return JSONResponse({"status": "ok", "version": sfn.__version__})
 
 
-app = st.App("sfn/ui/shell.py", lifespan=lifespan, routes=[Route("/health", health)])
+_KATEX = Path(sfn.__file__).parent / "ui" / "assets" / "katex"  # sets formulas; see its README.md
+
+app = st.App(
+    "sfn/ui/shell.py",
+    lifespan=lifespan,
+    routes=[Route("/health", health), Mount("/vendor/katex", StaticFiles(directory=_KATEX))],
+)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from sfn.ui import asking, columns, editing, opening, views
+from sfn.ui import asking, columns, columns_view, editing, opening, views
 
 _BESIDE = 24  # a board of at most this many layers leaves room for the recipe and the prompt beside it
 
@@ -10,7 +10,7 @@ st.title("What if A had B's …?")
 pair = opening.pair()
 asking.prepare()
 edit = editing.in_force(pair)
-seats = columns.seats(pair, editing.plans(pair, edit), *asking.question())
+seats = columns.seats(pair, editing.plans(pair, edit), *asking.question(), asking.samples())
 columns.look_up(seats)
 asking.carry_out(pair, seats, blocked=bool(edit.problem))
 
@@ -28,7 +28,11 @@ with recipe_place:
     editing.draw_text(pair, edit, asking.engine_line(pair, edit.plan))
 with prompt_place:
     asking.draw_prompt()
-match views.choose():
+with st.container(horizontal=True, vertical_alignment="center", gap="small", key="view_bar"):
+    view = views.choose()
+    if view == "answers":
+        asking.draw_view(pair)
+match view:
     case "answers":
-        asking.draw_buttons(pair, edit.plan, seats, blocked=bool(edit.problem))
-        columns.draw(pair, seats, above_rem=43 if beside else 53)
+        asking.draw_buttons(pair, seats, blocked=bool(edit.problem))
+        columns_view.draw(pair, seats, above_rem=45 if beside else 55)

@@ -61,6 +61,17 @@ class Speech:
             raise EngineError(f"The chat template of {self.label} failed: {error}. Ask in the plain mode.") from error
         return list(ids)
 
+    def continued(self, prompt: str, so_far: str) -> str:
+        """The plain prompt that stands for a chat message `prompt` and the beginning `so_far` of its answer.
+
+        A begin token that a plain prompt gets anyway is left out. Raises EngineError as `prompt_ids` does.
+        """
+        text = self.decode(self._chat_ids(prompt))
+        begin = self.tokenizer.bos_token
+        if begin and text.startswith(begin) and self.tokenizer.encode("")[:1] == [self.tokenizer.bos_token_id]:
+            text = text[len(begin) :]
+        return text + so_far
+
     def scored_ids(self, text: str, prompt: str, mode: PromptMode) -> tuple[list[int], list[int]]:
         """(ids before the text, ids of the text). A plain prompt and its text are tokenised in one go where the seam
         falls between two tokens, so that a text is cut up as it would be in a document."""

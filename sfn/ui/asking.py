@@ -8,16 +8,17 @@ import streamlit as st
 
 from sfn import demo, recipes
 from sfn.records import Sampling
-from sfn.ui import cached, columns, failures, opening, state
+from sfn.ui import cached, columns, columns_view, failures, opening, state, words
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
     from sfn.recipes import Plan
     from sfn.records import PromptMode
 
-_SETTINGS = ("prompt", "mode", "max_tokens", "temperature", "top_p", "top_k", "seed")
+_SETTINGS = ("prompt", "mode", "max_tokens", "temperature", "top_p", "top_k", "seed", "samples", "show")
 _ORDER = "_run_order"  # what the buttons asked for; carried out once all of this run's choices are known
 _EXAMPLE = "example"
+_COLUMNS = "columns_choice"
 _ON_CHANGE = "run_on_change"
 _LAST_CHANGE = "_run_on_change_last"
 _PAPER_PROMPTS = (
@@ -60,6 +61,11 @@ def question() -> tuple[str, PromptMode, Sampling]:
     return state.get("prompt"), state.get("mode"), sampling()
 
 
+def samples() -> int:
+    """How many answers each column gives, with seeds that follow each other; greedily there is but one."""
+    return state.get("samples") if state.get("temperature") else 1
+
+
 # ---------------------------------------------------------------- what is carried out
 
 
@@ -70,7 +76,7 @@ def _take_example() -> None:
 
 def _order(what: str) -> None:
     if what == "again":
-        state.put("seed", (state.get("seed") + 1) % 2**31)
+        state.put("seed", (state.get("seed") + samples()) % 2**31)
     st.session_state[_ORDER] = what
 
 
@@ -86,20 +92,20 @@ def carry_out(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> Non
         columns.ask(pair, seats)
 
 
-def what_run_does(pair: Pair, plan: Plan, missing: tuple[columns.Seat, ...]) -> str:
+def what_run_does(pair: Pair, missing: tuple[columns.Seat, ...]) -> str:
     """The words on the button: what has to happen before the answers come."""
     if not missing:
-        return "Running" if columns.running() else "All three are here"
-    if missing[0].side != "merged":
-        return "Run " + " and ".join(seat.side for seat in missing)
+        return "Running" if columns.running() else "All answers are here"
+    if missing[0].id != "merged" and all(seat.id in columns.SIDES for seat in missing):
+        return "Run " + " and ".join(dict.fromkeys(seat.id for seat in missing))
     room = cached.workbench().engines
     status = room.status
     if status.state in ("stopped", "dead") or status.backend != room.backend:
         return "Start the engine and run"
-    moved = swaps(pair, plan, status.recipe) if room.pair_key == pair.key else None
+    moved = swaps(pair, missing[0].plan, status.recipe) if room.pair_key == pair.key else None
     if moved is None:
         return "Load the weights and run"
-    return f"Swap {moved} tensor{'' if moved == 1 else 's'} and run" if moved else "Run"
+    return f"Swap {words.many(moved, 'tensor')} and run" if moved else "Run"
 
 
 def swaps(pair: Pair, plan: Plan, held: str | None) -> int | None:
@@ -173,21 +179,30 @@ def _draw_settings() -> None:
         left.number_input(
             "Seed", 0, 2**31 - 1, key="seed", step=1, help="The same seed draws the same answer again.", **state.KEEP
         )
+        greedy = not state.get("temperature")
+        right.number_input(
+            "Samples", 1, state.MOST_SAMPLES, key="samples", step=1, disabled=greedy,
+            help="Answers that each column draws, with seeds that follow each other.", **state.KEEP,
+        )  # fmt: skip
+        if greedy:
+            st.caption("Greedy decoding says the same every time, so there is one sample.")
 
 
 def _summary() -> str:
     chosen = sampling()
     drawn = f"temperature {chosen.temperature:g}, seed {chosen.seed}" if chosen.temperature else "greedy"
+    if samples() > 1:
+        drawn += f" to {chosen.seed + samples() - 1}"
     return f"{state.get('mode')} · {chosen.max_tokens} tokens · {drawn}"
 
 
-def draw_buttons(pair: Pair, plan: Plan, seats: tuple[columns.Seat, ...], blocked: bool) -> None:
+def draw_buttons(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> None:
     """Run (its label says what that does), stop, a new seed, and “run on change” for the stage."""
     missing, running = columns.missing(seats), columns.running()
     greedy = not state.get("temperature")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.button(
-            what_run_does(pair, plan, missing),
+            what_run_does(pair, missing),
             type="primary",
             key="run",
             width=230,
@@ -207,6 +222,39 @@ def draw_buttons(pair: Pair, plan: Plan, seats: tuple[columns.Seat, ...], blocke
         )
         _draw_settings()
         st.toggle("Run on change", key=_ON_CHANGE, help="Every change runs by itself: for the stage.", **state.KEEP)
+
+
+def draw_view(pair: Pair) -> None:
+    """Which columns there are, which sample is in sight, and how answers are shown."""
+    _draw_columns(pair)
+    st.segmented_control(
+        "Answers", list(_SHOW), key="show", format_func=_SHOW.get, required=True, label_visibility="collapsed",
+        **state.KEEP,
+    )  # fmt: skip
+    if samples() > 1:
+        columns_view.draw_pager(samples())
+        st.toggle("Page one by one", key=columns.APART, help="Each column turns its own pages.", **state.KEEP)
+
+
+_SHOW = {"drawn": "Typeset", "plain": "Plain text", "difference": "Difference to A"}
+
+
+def _draw_columns(pair: Pair) -> None:
+    st.session_state[_COLUMNS] = list(columns.ids())
+    with st.popover("Columns", icon=":material/view_column:", help="Which answers stand side by side, up to six"):
+        st.multiselect(
+            "Columns, from left to right",
+            columns.options(pair),
+            key=_COLUMNS,
+            format_func=lambda column: failures.escaped(columns.title(pair, column)),
+            accept_new_options=True,
+            max_selections=columns.MOST,
+            placeholder="choose, or write a recipe",
+            on_change=lambda: columns.choose(pair, st.session_state[_COLUMNS]),
+        )
+        st.caption(
+            "A, B, the recipe on the board, presets, recipes that were asked before, or one that you write here."
+        )
 
 
 _GREEDY = "Greedy decoding (temperature 0) gives the same answer every time. Raise the temperature to draw others."

@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sfn.anatomy import Part
+    from sfn.engines.text import Speech
     from sfn.jobs import Job
     from sfn.pairs import Pair
     from sfn.recipes import Plan
-    from sfn.records import HistogramForm
+    from sfn.records import Generation, HistogramForm, Question
     from sfn.workbench import Workbench
 
 _lock = threading.Lock()
@@ -188,6 +189,36 @@ def known_generations() -> pd.DataFrame:
 def _known_generations(path: str, many: int) -> pd.DataFrame:
     columns = ["pair_key", "a_label", "b_label", "engine", "recipe"]
     return workbench().store.generations(limit=_NEWEST)[columns].drop_duplicates(ignore_index=True)
+
+
+def generation_elsewhere(question: Question, many: int) -> Generation | None:
+    """`Store.find_elsewhere` while the store has `many` answers."""
+    return _generation_elsewhere(str(workbench().store.path), many, question.key, question)
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _generation_elsewhere(path: str, many: int, key: str, _question: Question) -> Generation | None:
+    return workbench().store.find_elsewhere(_question)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _template_opens_thought(pair_key: str, side: str, _pair: Pair) -> bool:
+    from sfn import answer_text, tokenizer_differences
+
+    return answer_text.template_opens_thought(tokenizer_differences.chat_template(getattr(_pair, side)) or "")
+
+
+def template_opens_thought(pair: Pair, side: Literal["A", "B"]) -> bool:
+    """Whether the chat template of one side puts the model into a thought that has begun."""
+    return _template_opens_thought(pair.key, side.lower(), pair)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def speech(folder: str, label: str) -> Speech:
+    """A checkpoint's tokenizer and chat template, loaded. Takes seconds the first time: call it in a job."""
+    from sfn.engines import text
+
+    return text.load(Path(folder), label)
 
 
 def explanation(part: Part) -> str:

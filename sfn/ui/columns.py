@@ -1,21 +1,20 @@
-"""Three columns, A | merged | B: which answers they show, and how they are drawn while they grow.
+"""The columns of answers: which there are, which question each is to answer, and which answers they show.
 
 Owns the answers on screen of one viewer; the engine's queue and the store decide where an answer comes from. What is on
-screen keeps the recipe and the prompt that produced it: an answer to an earlier state is dimmed, never relabelled.
+screen keeps the recipe and the prompt that produced it. How it looks is `columns_view`'s.
 """
 
 from __future__ import annotations
 
-import html
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
 from sfn import recipes
-from sfn.ui import cached, failures, state, words
+from sfn.errors import RecipeError
+from sfn.ui import cached, continuing, state
+from sfn.ui.answers import Whole
 
 if TYPE_CHECKING:
     from sfn.engine_room import Answer
@@ -25,54 +24,184 @@ if TYPE_CHECKING:
 
 Side = Literal["A", "merged", "B"]
 SIDES: tuple[Side, ...] = ("A", "merged", "B")
-_ASKING_ORDER: tuple[Side, ...] = ("merged", "A", "B")  # what was asked for first; A and B are often in the store
+ALL_B = "all@all=B"  # what the column B holds: B's weights in A's frame
+MOST = state.MOST_COLUMNS
 
 _HAD = ("stored", "queued", "loading", "running", "done")  # states of an answer that need not be asked for
-
-_SHOWN = "_answers_shown"
-_BODY_PX = 260  # makes an answer scroll; columns.css decides how high it is
-_TICK_S = 0.2
-_CSS = (Path(__file__).parent / "assets" / "columns.css").read_text()
+_SHOWN = "_answers_shown"  # (column, sample) -> Answer
+_PINNED = "_answers_pinned"  # column -> {sample: Whole}
+_NOT_THERE = "_answers_not_there"  # (how many answers the store had, keys of questions that had none)
+APART = "pages_apart"  # key of the switch: columns page one by one
+_PAGES = "_own_pages"  # column -> sample
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """What one column is to show: the question for it, or the sentence that says why there is none.
+    """What one column is to show of one sample: the question for it, or the sentence that says why there is none.
 
     Attributes:
-        name: whose answer it is, in a few words. plan: weights of the column, None where `problem` says why not.
-        question: decides the answer; None where there is no plan or no prompt.
+        id: "A", "merged" (the board's recipe), "B", or the text of a recipe. name: whose answer it is, in a few words.
+        plan: weights of the column, None where `problem` says why not. question: decides the answer; None where there
+            is no plan or no prompt. sample: which of several answers, counted from 0.
     """
 
-    side: Side
+    id: str
     name: str
     plan: Plan | None
     question: Question | None
     problem: str = ""
+    sample: int = 0
+
+
+# ---------------------------------------------------------------- which columns there are
+
+
+def ids() -> tuple[str, ...]:
+    """The chosen columns, from left to right."""
+    return tuple(state.get("columns").split(state.BETWEEN_COLUMNS)) if state.get("columns") else SIDES
+
+
+def choose(pair: Pair, wanted: list[str]) -> None:
+    """Show these columns; recipes in any spelling. None at all means A, merged and B."""
+    found = tuple(dict.fromkeys(_id(pair, text) for text in wanted))[:MOST]
+    state.put("columns", "" if found in ((), SIDES) else state.BETWEEN_COLUMNS.join(found))
+    pinned = _pinned()
+    for gone in pinned.keys() - set(found or SIDES):
+        del pinned[gone]
+
+
+def _id(pair: Pair, text: str) -> str:
+    """A column's name in the address: canonical; what cannot be read stays, so that its column can say why."""
+    if text in SIDES:
+        return text
+    text = text.replace(state.BETWEEN_COLUMNS, " ").strip()
+    try:
+        canonical = recipes.format(cached.plan(pair, text).recipe)
+    except RecipeError:
+        return text
+    return {"": "A", ALL_B: "B"}.get(canonical, canonical)
+
+
+def keep(pair: Pair, plan: Plan) -> None:
+    """Make the board's recipe a column of its own, right of the board's."""
+    now = list(ids())
+    at = now.index("merged") + 1 if "merged" in now else len(now)
+    choose(pair, [*now[:at], recipes.format(plan.recipe), *now[at:]])
+
+
+def can_keep(pair: Pair, plan: Plan | None) -> bool:
+    """Whether the board's recipe may become a column: it moves something, is none yet, and there is room."""
+    return plan is not None and _id(pair, recipes.format(plan.recipe)) not in ids() and len(ids()) < MOST
+
+
+def move(pair: Pair, id: str, by: int) -> None:
+    """Move a column to the left (-1) or to the right (1)."""
+    now = list(ids())
+    at = now.index(id)
+    to = min(max(at + by, 0), len(now) - 1)
+    now[at], now[to] = now[to], now[at]
+    choose(pair, now)
+
+
+def options(pair: Pair) -> list[str]:
+    """Columns to choose from: those that are chosen, A, merged, B, the presets, and recipes that were asked before."""
+    saved = (saved.text for saved in cached.workbench().store.recipes(pair.key))
+    presets = (_id(pair, preset.text) for preset in recipes.PRESETS)
+    return list(dict.fromkeys([*ids(), *SIDES, *presets, *(_id(pair, text) for text in saved)]))
+
+
+def name(pair: Pair, id: str) -> str:
+    """What a column is called in a few words."""
+    if id in SIDES:
+        return {"A": pair.a.label, "merged": "the board's recipe", "B": pair.b.label}[id]
+    return next((preset.label for preset in recipes.PRESETS if _id(pair, preset.text) == id), id)
+
+
+def title(pair: Pair, id: str) -> str:
+    """What a column is called among those to choose from."""
+    return f"{id}: {name(pair, id)}" if id in SIDES else name(pair, id)
 
 
 def seats(
-    pair: Pair, plans: dict[Side, Plan | str], prompt: str, mode: PromptMode, sampling: Sampling
+    pair: Pair,
+    plans: dict[Side, Plan | str],
+    prompt: str,
+    mode: PromptMode,
+    sampling: Sampling,
+    samples: int = 1,
 ) -> tuple[Seat, ...]:
-    """The three columns for what is chosen now. A plan given as text is the sentence that says why there is none."""
+    """The chosen columns for what is chosen now, one seat for each of their samples (seeds that follow each other).
+
+    A plan given as text is the sentence that says why there is none.
+    """
     room = cached.workbench().engines
-    names = {"A": pair.a.label, "merged": "merged", "B": pair.b.label}
     found = []
-    for side in SIDES:
-        plan = plans[side]
+    for id in ids():
+        plan = plans[id] if id in SIDES else _plan(pair, id)
         if isinstance(plan, str):
-            found.append(Seat(side, names[side], None, None, plan))
+            found.append(Seat(id, name(pair, id), None, None, plan))
             continue
-        question = room.question(pair, plan, prompt, mode, sampling) if prompt.strip() else None
-        found.append(Seat(side, names[side], plan, question))
+        for sample in range(samples):
+            drawn = replace(sampling, seed=(sampling.seed + sample) % 2**31)
+            question = room.question(pair, plan, prompt, mode, drawn) if prompt.strip() else None
+            found.append(Seat(id, name(pair, id), plan, question, sample=sample))
     return tuple(found)
+
+
+def _plan(pair: Pair, id: str) -> Plan | str:
+    try:
+        return cached.plan(pair, id)
+    except RecipeError as error:
+        return str(error)
+
+
+# ---------------------------------------------------------------- which sample is in sight
+
+
+def page(id: str, samples: int) -> int:
+    """The sample that a column shows, counted from 0."""
+    wanted = st.session_state.get(_PAGES, {}).get(id) if st.session_state.get(APART) else None
+    return min(state.get("sample") - 1 if wanted is None else wanted, samples - 1)
+
+
+def turn(id: str, by: int, samples: int) -> None:
+    """Go on by `by` samples: every column, or this one alone where the viewer wants that."""
+    to = min(max(page(id, samples) + by, 0), samples - 1)
+    if st.session_state.get(APART):
+        st.session_state.setdefault(_PAGES, {})[id] = to
+    else:
+        state.put("sample", to + 1)
 
 
 # ---------------------------------------------------------------- which answers are on screen
 
 
-def _shown() -> dict[Side, Answer]:
+def _shown() -> dict[tuple[str, int], Answer]:
     return st.session_state.setdefault(_SHOWN, {})
+
+
+def _pinned() -> dict[str, dict[int, Whole]]:
+    return st.session_state.setdefault(_PINNED, {})
+
+
+def is_pinned(id: str) -> bool:
+    """Whether the viewer holds this column fast while the others change."""
+    return id in _pinned()
+
+
+def pin(columns: tuple[Seat, ...], id: str) -> None:
+    """Hold fast what a column shows, or let it go again."""
+    if _pinned().pop(id, None) is None:
+        found = {seat.sample: whole(seat) for seat in columns if seat.id == id}
+        _pinned()[id] = {sample: answer for sample, answer in found.items() if answer is not None}
+
+
+def whole(seat: Seat) -> Whole | None:
+    """What the column shows, with what continued it; None where it shows nothing."""
+    if seat.id in _pinned():
+        return _pinned()[seat.id].get(seat.sample)
+    first = _shown().get((seat.id, seat.sample))
+    return None if first is None else Whole((first, *continuing.parts(first)))
 
 
 def is_current(seat: Seat, answer: Answer | None) -> bool:
@@ -80,31 +209,78 @@ def is_current(seat: Seat, answer: Answer | None) -> bool:
     return answer is not None and seat.question is not None and answer.question.key == seat.question.key
 
 
+def is_elsewhere(seat: Seat, answer: Answer) -> bool:
+    """Whether `answer` is to the question of the column, given by another engine, version, device or dtype."""
+    now = seat.question
+    if now is None or answer.question.key == now.key or answer.question.plan_key != now.plan_key:
+        return False
+    frame = {field: getattr(now, field) for field in ("engine", "engine_version", "device", "dtype")}
+    return replace(answer.question, **frame).key == now.key
+
+
 def look_up(columns: tuple[Seat, ...]) -> None:
-    """Show what the store or the engine's queue already has for each column. Runs nothing."""
+    """Show what the store or the engine's queue already has for each seat. Runs nothing.
+
+    Where only another engine has answered, its answer is shown, and says so. Samples that are not in sight are looked
+    up again only when the store has more answers than before.
+    """
     shown, room = _shown(), cached.workbench().engines
+    many = cached.workbench().store.count_generations()
+    then, absent = st.session_state.get(_NOT_THERE, (many, set()))
+    absent = absent if then == many else set()
+    samples = 1 + max((seat.sample for seat in columns), default=0)
     for seat in columns:
-        if seat.question is None or is_current(seat, shown.get(seat.side)):
+        spot, question = (seat.id, seat.sample), seat.question
+        if question is None or is_pinned(seat.id) or is_current(seat, shown.get(spot)):
             continue
-        answer = room.find(seat.question)
+        in_sight = seat.sample == page(seat.id, samples)
+        if not in_sight and question.key in absent:
+            continue
+        answer = room.find(question) or _from_elsewhere(question, many)
         if answer is not None:
-            shown[seat.side] = answer
+            shown[spot] = answer
+        else:
+            absent.add(question.key)
+    st.session_state[_NOT_THERE] = (many, absent)
+    for gone in shown.keys() - {(seat.id, sample) for seat in columns for sample in range(max(samples, 1))}:
+        if not shown[gone].active:
+            del shown[gone]
+
+
+def _from_elsewhere(question: Question, many: int) -> Answer | None:
+    from sfn.engine_room import Answer
+
+    generation = cached.generation_elsewhere(question, many)
+    return None if generation is None else Answer.stored(generation)
 
 
 def missing(columns: tuple[Seat, ...]) -> tuple[Seat, ...]:
-    """Columns whose answer is neither here nor on its way, in the order in which they would be asked."""
+    """Seats whose answer is neither here nor on its way, in the order of asking: the board's first."""
     shown = _shown()
-    by_side = {seat.side: seat for seat in columns}
-    return tuple(
+    wanted = [
         seat
-        for seat in (by_side[side] for side in _ASKING_ORDER)
-        if seat.question is not None and not (is_current(seat, shown.get(seat.side)) and shown[seat.side].state in _HAD)
-    )
+        for seat in columns
+        if seat.question is not None
+        and not is_pinned(seat.id)
+        and not (is_current(seat, answer := shown.get((seat.id, seat.sample))) and answer.state in _HAD)
+    ]
+    return tuple(sorted(wanted, key=lambda seat: (seat.sample, seat.id != "merged")))
+
+
+def on_screen() -> tuple[Whole, ...]:
+    """Every answer that this viewer has before them."""
+    pinned = [whole for samples in _pinned().values() for whole in samples.values()]
+    return (*(Whole((first, *continuing.parts(first))) for first in _shown().values()), *pinned)
 
 
 def running() -> bool:
     """Whether any answer on screen is still to come or still growing."""
-    return any(answer.active for answer in _shown().values())
+    return any(answer.active for answer in on_screen()) or continuing.pending()
+
+
+def mine(whole: Whole) -> bool:
+    """Whether an answer is on its way because this viewer asked for it."""
+    return whole.active and state.owner() in whole.last.owners
 
 
 def ask(pair: Pair, columns: tuple[Seat, ...]) -> None:
@@ -112,128 +288,21 @@ def ask(pair: Pair, columns: tuple[Seat, ...]) -> None:
     room, owner, shown = cached.workbench().engines, state.owner(), _shown()
     wanted = missing(columns)
     for seat in columns:
-        answer = shown.get(seat.side)
-        if answer is not None and answer.active and not is_current(seat, answer):
+        answer = shown.get((seat.id, seat.sample))
+        if answer is not None and answer.active and not is_current(seat, answer) and not is_pinned(seat.id):
             room.cancel(answer, owner)
     for seat in wanted:
         question = seat.question
-        shown[seat.side] = room.ask(pair, seat.plan, question.prompt, question.mode, question.sampling, owner)
+        shown[seat.id, seat.sample] = room.ask(
+            pair, seat.plan, question.prompt, question.mode, question.sampling, owner
+        )
 
 
-def stop() -> None:
-    """Withdraw from every answer on screen that is still to come; what was written so far stays."""
+def stop(id: str = "") -> None:
+    """Withdraw from every answer on screen that is still to come, or from those of one column; what there is stays."""
     room, owner = cached.workbench().engines, state.owner()
-    for answer in _shown().values():
-        if answer.active:
-            room.cancel(answer, owner)
-
-
-# ---------------------------------------------------------------- drawing
-
-
-def draw(pair: Pair, columns: tuple[Seat, ...], above_rem: int) -> None:
-    """Draw the three columns; while an answer is on its way they are drawn anew several times a second.
-
-    `above_rem`: what the page takes above and around the answers, so that these fill what is left of the window.
-    """
-    st.html(f"<style>:root {{ --sfn-above: {above_rem}rem; }} {_CSS}</style>")
-    st.fragment(_draw, run_every=_TICK_S if running() else None)(pair, columns, _states())
-
-
-def _states() -> tuple[tuple[Side, str], ...]:
-    return tuple((side, answer.state) for side, answer in _shown().items())
-
-
-def _draw(pair: Pair, columns: tuple[Seat, ...], before: tuple[tuple[Side, str], ...]) -> None:
-    shown, now = dict(_shown()), _states()
-    for seat, place in zip(columns, st.columns(len(columns), gap="small"), strict=True):
-        with place, st.container(border=True, key=f"seat_{seat.side}", gap=None), failures.shown():
-            _draw_seat(pair, seat, shown.get(seat.side))
-    if now != before:
-        st.rerun()  # the button, the line on the engine and the frame follow
-
-
-def _draw_seat(pair: Pair, seat: Seat, answer: Answer | None) -> None:
-    current = is_current(seat, answer)
-    st.html(_head(seat, answer))
-    live = bool(answer and answer.active)
-    with st.container(height=_BODY_PX, border=False, key=f"answer_{seat.side}", autoscroll=live):
-        if seat.problem:
-            st.text(seat.problem)
-        elif answer is None:
-            st.text(_silence(seat))
-        elif answer.state == "failed":
-            st.text(answer.error)
-            if st.button("Try again", key=f"again_{seat.side}", disabled=not current):
-                ask(pair, (seat,))
-                st.rerun()
-        elif answer.text or answer.active:
-            st.html(words.said(answer.text))
-        else:
-            st.caption(
-                "The model ended at once, without a word." if answer.finish == "stop" else "Nothing was written."
-            )
-    dimmed = answer is not None and not current and not seat.problem
-    st.html(f"<style>.st-key-answer_{seat.side} {{ opacity: {0.4 if dimmed else 1}; }}</style>")
-    st.html(f'<div class="sfn-seat-foot">{html.escape(_foot(seat, answer))}</div>')
-
-
-def _silence(seat: Seat) -> str:
-    """What an empty column says."""
-    if seat.question is None:
-        return "Write a prompt, then run it."
-    if seat.side == "merged" and not seat.plan.moved:
-        return "Nothing is moved yet, so this would answer exactly as A does. Choose modules above."
-    return "Not asked yet."
-
-
-def _head(seat: Seat, answer: Answer | None) -> str:
-    """Title of a column; for the merged one the recipe that produced what stands in it; what is out of date."""
-    name = f'<span title="{html.escape(seat.name)}">{html.escape(seat.name)}</span>'
-    if seat.side == "merged" and seat.plan is not None:
-        text = answer.question.recipe if answer is not None else recipes.format(seat.plan.recipe)
-        name = words.chip(words.recipe(text))
-    return f'<div class="sfn-seat"><b>{seat.side}</b>{name}<em>{html.escape(outdated(seat, answer))}</em></div>'
-
-
-def outdated(seat: Seat, answer: Answer | None) -> str:
-    """In what the answer on screen differs from what is chosen now; "" where it does not."""
-    if answer is None or seat.question is None or is_current(seat, answer):
-        return ""
-    old, new = answer.question, seat.question
-    if old.pair_key != new.pair_key:
-        return "of an earlier pair"
-    if old.plan_key != new.plan_key:
-        return "of an earlier recipe"
-    if old.prompt != new.prompt:
-        return "to an earlier prompt"
-    if (old.mode, old.sampling) != (new.mode, new.sampling):
-        return "with earlier settings"
-    return "from another engine"
-
-
-_ENDS = {"stop": "ended by itself", "length": "cut at the token limit", "cancelled": "stopped"}
-
-
-def _foot(seat: Seat, answer: Answer | None) -> str:
-    """The line under an answer: where it stands, how much there is, how fast, why it ended, where it comes from."""
-    if answer is None or seat.problem:
-        return ""
-    if answer.state == "failed":
-        return "failed"
-    if answer.state == "queued":
-        before = cached.workbench().engines.position(answer)
-        return f"queued · {before} before it" if before else "queued · next"
-    if answer.state == "loading":
-        status = cached.workbench().engines.status
-        waited = time.monotonic() - answer.asked_at
-        return f"{status.detail or 'loading weights'} · {waited:.0f} s"
-    most = f" of at most {answer.question.sampling.max_tokens}" if answer.active else ""
-    said = [f"{answer.n_tokens}{most} token{'' if answer.n_tokens == 1 and not most else 's'}"]
-    if answer.tokens_per_s:
-        said.append(f"{answer.tokens_per_s:.0f} tokens/s")
-    if answer.finish:
-        said.append(_ENDS[answer.finish])
-    if answer.state == "stored" and answer.generation is not None:
-        said.append(f"from the store, {answer.generation.created_at.astimezone():%d %b %H:%M}")
-    return " · ".join(said)
+    spots = [(column, Whole((first, *continuing.parts(first)))) for (column, _sample), first in _shown().items()]
+    spots += [(column, whole) for column, samples in _pinned().items() for whole in samples.values()]
+    for column, answer in spots:
+        if answer.active and id in ("", column):
+            room.cancel(answer.last, owner)

@@ -105,11 +105,23 @@ def flag(raw: str) -> bool:
     return raw == "1"
 
 
+def columns(raw: str) -> str:
+    """A parser for the columns of answers: recipes, "A", "merged" and "B" with bars between them; "" is the default."""
+    if len(raw) > 20_000 or len(raw.split(BETWEEN_COLUMNS)) > MOST_COLUMNS:
+        raise _BadValue(
+            f"at most {MOST_COLUMNS} columns, with {BETWEEN_COLUMNS} between them, as in A|merged|o_proj@all=B"
+        )
+    return BETWEEN_COLUMNS.join(dict.fromkeys(text.strip() for text in raw.split(BETWEEN_COLUMNS) if text.strip()))
+
+
 FIGURES = ("l2_shift", "rms_shift", "relative_shift", "cosine", "changed_share", "max_abs_shift")
 SCALES = ("linear", "log")
 PARTS = ("weight", "bias")
 FORMS = ("script", "paper")
 MODES = ("plain", "chat")
+SHOW = ("drawn", "plain", "difference")
+MOST_COLUMNS, BETWEEN_COLUMNS = 6, "|"  # no recipe has a bar
+MOST_SAMPLES = 32
 VIEWS = ("answers",)
 
 _MERGE = ("merge",)
@@ -127,6 +139,10 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("tensor", "tensor", "", text(500), _DELTA),
     Parameter("recipe", "recipe", "", text(), _MERGE),
     Parameter("view", "view", "answers", one_of(*VIEWS), _MERGE),
+    Parameter("columns", "columns", "", columns, _MERGE),
+    Parameter("show", "way to show answers", "drawn", one_of(*SHOW), _MERGE),
+    Parameter("samples", "number of samples", 1, number(int, 1, MOST_SAMPLES), _MERGE),
+    Parameter("sample", "sample to show", 1, number(int, 1, MOST_SAMPLES), _MERGE),
     Parameter("prompt", "prompt", "", text(200_000), _MERGE),
     Parameter("mode", "prompt mode", "plain", one_of(*MODES), _MERGE),
     Parameter("max_tokens", "most tokens", 256, number(int, 1, 131_072), _MERGE),

@@ -32,6 +32,11 @@ def seconds(time_s: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def many(number: int, thing: str) -> str:
+    """ "1 word", "1,234 words"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def eta(time_s: float | None) -> str:
     """What a job's remaining time is called."""
     return "time left not known yet" if time_s is None else f"about {seconds(time_s)} left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 
 import pytest
 
@@ -46,12 +47,18 @@ def heads(app) -> list[str]:
     return [each.proto.body for each in app.get("html") if 'class="sfn-seat"' in each.proto.body]
 
 
+def passages(app) -> list[list[dict]]:
+    """What the columns that show an answer are given to draw, from left to right."""
+    given = [json.loads(node.proto.json) for node in app.main if node.type == "bidi_component"]
+    return [each["passages"] for each in given if "passages" in each]
+
+
 def answers(app) -> list[str]:
-    """What stands in A, merged, B: model text, or what is said in its place."""
+    """What stands in the columns: model text, or what is said in its place."""
     found = []
     for node in app.main:
-        if node.type == "html" and 'class="sfn-said"' in node.proto.body:
-            found.append(html.unescape(node.proto.body.split(">", 1)[1].removesuffix("</div>")))
+        if node.type == "bidi_component" and "passages" in (given := json.loads(node.proto.json)):
+            found.append("".join(piece[1] for passage in given["passages"] for piece in passage["pieces"]))
         elif node.type == "text":
             found.append(node.value)
     return found
