@@ -1,4 +1,4 @@
-"""Plain records that travel between rooms: results of scans, answers, cells of sweeps. No behaviour, no heavy imports."""
+"""Plain records that travel between rooms: results of scans, answers, sweeps. No behaviour, no heavy imports."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from sfn import checkpoints, delta, pairs
 from sfn.engine_room import EngineRoom
 from sfn.jobs import Job, Jobs
 from sfn.store import Store, default_path
+from sfn.sweep_room import SweepRoom
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
@@ -25,6 +26,7 @@ class Workbench:
         self.store = Store(path or default_path())
         self.jobs = Jobs()
         self.engines = EngineRoom(self.store)
+        self.sweeps = SweepRoom(self.store, self.jobs, self.engines)
 
     def open_pair(self, a: str, b: str, owner: str) -> Job:
         """Open and compare two checkpoints in the background; the job's result is the `Pair`, recorded in the store.

@@ -99,6 +99,30 @@ class Sweep:
             return (self.low,)
         return tuple(round(self.low + (self.high - self.low) * i / (self.steps - 1), 6) for i in range(self.steps))
 
+    @property
+    def title(self) -> str:
+        """What is swept against what, in a few words: "each module of attn from B × 4 prompts"."""
+        of = "" if self.names == ("all",) else f" of {', '.join(self.names)}"
+        laid = "" if self.by_alpha else f" from {self.source}" if self.source in ("A", "B") else f" by {self.source}"
+        alpha = f"α from {self.low:g} to {self.high:g}"
+        row = {
+            "each": f"each module{of}{laid}",
+            "but": f"all but one module{of}{laid}",
+            "thirds": f"each third of the layers{of}{laid}",
+            "layers": f"each {'layer' if self.width == 1 else f'{self.width} layers'}{of}{laid}",
+            "alpha": f"{alpha}{of}",
+            "presets": "presets",
+            "list": f"{len(self.recipes)} recipe{'' if len(self.recipes) == 1 else 's'}",
+        }[self.rows]
+        column = {
+            "prompts": f"{len(self.prompts)} prompt{'' if len(self.prompts) == 1 else 's'}",
+            "seeds": f"{self.seeds} seed{'' if self.seeds == 1 else 's'}",
+            "thirds": "thirds of the layers",
+            "layers": "layers" if self.width == 1 else f"windows of {self.width} layers",
+            "alpha": alpha,
+        }[self.columns]
+        return f"{row} × {column}"
+
     def check(self) -> None:
         """Raise SweepError with what is wrong and what is legal; whether the pair can do it is asked in `expand`."""
         if self.rows not in COLUMNS or self.columns not in COLUMNS[self.rows]:
