@@ -1,20 +1,25 @@
-"""The one owner of the engine: a queue of questions from all viewers, and the thread that answers them.
+"""The one owner of the engine: takes questions from all viewers, and has the thread that answers them.
 
-Answers grow in `Answer` objects that pages read; finished ones go to the store. Knows no page and draws nothing.
+Whose turn it is, `engine_queue` says. Answers grow in `Answer` objects that pages read; finished ones go to the store.
+Knows no page and draws nothing.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sfn import engines, recipes
+from sfn.engine_queue import Answer, Queue, Said, Task
 from sfn.engines.base import Engine, Status
-from sfn.errors import JobError
+from sfn.errors import Cancelled, EngineError, JobError
 from sfn.jobs import sentence_of
 from sfn.records import Generation, PromptMode, Question, Sampling
 
@@ -23,66 +28,16 @@ if TYPE_CHECKING:
     from sfn.recipes import Plan
     from sfn.store import Store
 
-AnswerState = Literal["stored", "queued", "loading", "running", "done", "failed", "cancelled"]
+__all__ = ["Answer", "EngineRoom"]
 
-_PATIENCE_S = 20.0  # a question never waits longer than this for others that need the loaded weights
-
-
-class Answer:
-    """One question in the engine's queue, and its answer as it grows. Written by the engine's thread, read by any.
-
-    Attributes:
-        text: generated so far. generation: the finished record; also set when it came from the store.
-        error: the sentence of a failed answer. detail: what the engine does before the first token.
-    """
-
-    def __init__(self, question: Question, pair: Pair | None, plan: Plan | None, owner: str) -> None:
-        self.question = question
-        self.pair = pair
-        self.plan = plan
-        self.owners = {owner}
-        self.state: AnswerState = "queued"
-        self.text = ""
-        self.n_tokens = 0
-        self.n_prompt_tokens = 0
-        self.first_token_s = 0.0
-        self.elapsed_s = 0.0
-        self.finish: str | None = None
-        self.error = ""
-        self.detail = ""
-        self.generation: Generation | None = None
-        self.asked_at = time.monotonic()
-        self.cancel_event = threading.Event()
-        self.finished = threading.Event()
-
-    @classmethod
-    def stored(cls, generation: Generation) -> Answer:
-        """An answer that was found in the store."""
-        answer = cls(generation.question, None, None, "")
-        answer.generation, answer.state, answer.finish = generation, "stored", generation.finish
-        answer.text, answer.n_tokens = generation.text, generation.n_tokens
-        answer.n_prompt_tokens = generation.n_prompt_tokens
-        answer.first_token_s, answer.elapsed_s = generation.first_token_s, generation.elapsed_s
-        answer.finished.set()
-        return answer
-
-    @property
-    def active(self) -> bool:
-        """Whether the answer is still to come or still growing."""
-        return self.state in ("queued", "loading", "running")
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens per second after the first one, so far; 0 where that cannot be told yet."""
-        rest = self.elapsed_s - self.first_token_s
-        return (self.n_tokens - 1) / rest if self.n_tokens > 1 and rest > 0 else 0.0
+log = logging.getLogger(__name__)
 
 
 class EngineRoom:
-    """The one owner of the one engine: a queue of questions and the thread that answers them.
+    """The one owner of the one engine. Thread-safe.
 
-    Questions that need the weights which are loaded are answered first, as long as nobody waits longer than
-    20 s for that. The same question asked twice while it runs is answered once. Finished answers go to the store.
+    A question that several viewers ask while it waits or runs is answered once; each has a view of it (`Answer`), and
+    it goes on as long as one of them wants it. Finished answers go to the store.
     """
 
     def __init__(
@@ -95,8 +50,10 @@ class EngineRoom:
         self._held: tuple[str, str] | None = None  # (backend, pair key) of the engine that is open
         self._starting = ""
         self._failure = ""
-        self._waiting: list[Answer] = []
-        self._current: Answer | None = None
+        self._queue = Queue()
+        self._current: Task | None = None
+        self._numbers = itertools.count(1)
+        self._recipes: set[tuple[str, str]] = set()  # (pair key, recipe) that this process has saved
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -132,11 +89,12 @@ class EngineRoom:
         )
 
     def find(self, question: Question) -> Answer | None:
-        """The answer that is being worked on or in the store; None where there is neither. Starts nothing."""
+        """A view of the answer that is being worked on or in the store; None where there is neither. Asks for nothing:
+        what is found so stops when those who asked want it no more."""
         with self._changed:
-            answer = self._in_flight(question.key)
-        if answer is not None:
-            return answer
+            task = self._in_flight(question.key)
+            if task is not None:
+                return Answer(task)
         generation = self._store.find_generation(question.key)
         return None if generation is None else Answer.stored(generation)
 
@@ -150,50 +108,94 @@ class EngineRoom:
         owner: str,
         *,
         fresh: bool = False,
+        background: bool = False,
     ) -> Answer:
-        """Answer from the store when known (unless `fresh`), else queue the question and return at once."""
+        """Answer from the store when known (unless `fresh`), else queue the question and return at once.
+
+        background: the question waits until nobody has another one waiting, and is set back when somebody asks.
+        """
         question = self.question(pair, plan, prompt, mode, sampling)
-        if not fresh:
-            known = self.find(question)
-            if known is not None and not known.active:
-                return known
+        joined = self._join(question.key, owner, background)
+        if joined is not None:
+            return joined
+        known = None if fresh else self._store.find_generation(question.key)
+        if known is not None:
+            return Answer.stored(known)
+        if not background or (question.pair_key, question.recipe) not in self._recipes:
+            self._store.save_recipe(question.recipe, question.plan_key, question.pair_key)
+            self._recipes.add((question.pair_key, question.recipe))
         with self._changed:
-            if self._closing:
-                raise JobError("The app is shutting down; start it again to ask.")
-            answer = self._in_flight(question.key)
-            if answer is not None:
-                answer.owners.add(owner)
-                return answer
-            answer = Answer(question, pair, plan, owner)
-            self._store.save_recipe(question.recipe, plan.key, pair.key)
-            self._waiting.append(answer)
+            joined = self._join(question.key, owner, background)
+            if joined is not None:
+                return joined
+            task = Task(question, pair, plan, next(self._numbers))
+            answer = _view(task, owner, background)
+            self._queue.add(task)
+            self._set_back()
             self._ensure_thread()
             self._changed.notify_all()
         return answer
 
-    def cancel(self, answer: Answer, owner: str) -> None:
-        """Withdraw `owner` from an answer; it stops when nobody is left who wants it."""
+    def _join(self, key: str, owner: str, background: bool) -> Answer | None:
+        """A view of the task that works on this question already, if one does."""
         with self._changed:
-            answer.owners.discard(owner)
-            if answer.owners or not answer.active:
+            if self._closing:
+                raise JobError("The app is shutting down; start it again to ask.")
+            task = self._in_flight(key)
+            if task is None:
+                return None
+            answer = _view(task, owner, background)
+            self._queue.changed()
+            self._set_back()
+            return answer
+
+    def cancel(self, answer: Answer, owner: str) -> None:
+        """Let `owner` leave an answer: for them it stays as it is now. It stops when nobody is left who wants it.
+
+        One that was found, not asked for, is left too, with whatever `owner` asked of it elsewhere. Raises JobError
+        where the answer is another viewer's.
+        """
+        with self._changed:
+            if answer.owner not in (owner, ""):
+                raise JobError("This answer was asked for by another viewer; only they can stop it.")
+            if not answer.active:
                 return
-            answer.cancel_event.set()
-            if answer in self._waiting:
-                self._waiting.remove(answer)
-                answer.finish = "cancelled"
-                self._end(answer, "cancelled")
+            task = answer.task
+            leaving = [view for view in task.wanted if view is answer or (not answer.owner and view.owner == owner)]
+            for view in {answer, *leaving}:
+                view.leave()
+            self._queue.changed()
+            if not leaving or task.wanted:
+                return
+            task.stop.set()
+            if task in self._queue:
+                self._queue.remove(task)
+                task.end("cancelled", finish="cancelled")
 
     def position(self, answer: Answer) -> int:
-        """How many questions are before this one; 0 when it is being answered or is finished."""
+        """How many questions are before this one, as things stand; 0 when it is being answered or has ended."""
         with self._changed:
-            if answer not in self._waiting:
+            if not answer.active or answer.task not in self._queue:
                 return 0
-            return self._waiting.index(answer) + (self._current is not None)
+            return self._queue.before(answer.task) + (self._current is not None)
+
+    def asked_by(self, owner: str) -> list[Answer]:
+        """What a viewer has asked and is still to come, in the order in which it will."""
+        with self._changed:
+            tasks = [*([self._current] if self._current is not None else []), *self._queue]
+            views = [view for task in tasks for view in task.wanted if view.owner == owner and view.active]
+            return sorted(views, key=self.position)
 
     @property
     def queue_length(self) -> int:
         """Questions that wait, the one being answered not counted."""
-        return len(self._waiting)
+        return len(self._queue)
+
+    @property
+    def background_length(self) -> int:
+        """How many of them are background work."""
+        with self._changed:
+            return len(self._queue) - self._queue.foreground
 
     @property
     def pair_key(self) -> str | None:
@@ -220,11 +222,11 @@ class EngineRoom:
 
     # ---------------------------------------------------------------- the engine's thread
 
-    def _in_flight(self, key: str) -> Answer | None:
+    def _in_flight(self, key: str) -> Task | None:
         current = [self._current] if self._current is not None else []
-        for answer in [*current, *self._waiting]:
-            if answer.question.key == key and answer.active and not answer.cancel_event.is_set():
-                return answer
+        for task in [*current, *self._queue]:
+            if task.question.key == key and task.said.active and task.wanted:
+                return task
         return None
 
     def _ensure_thread(self) -> None:
@@ -235,91 +237,108 @@ class EngineRoom:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._closing:
+                while not len(self._queue) and not self._closing:
                     self._changed.wait()
                 if self._closing:
                     break
-                answer = self._next()
-                self._waiting.remove(answer)
-                self._current = answer
+                task = self._current = self._queue.take()
+                self._queue.loaded(task.weights)
             try:
-                self._answer(answer)
+                self._answer(task)
             except Exception as error:
-                answer.error = sentence_of(error)
-                self._end(answer, "failed")
+                with self._changed:
+                    task.end("failed", error=sentence_of(error))
                 self._after_failure()
             finally:
                 with self._changed:
                     self._current = None
+                    self._queue.loaded(self._weights())
         self._shut_engine()
 
-    def _next(self) -> Answer:
-        """The oldest question, or the oldest that needs the loaded weights if the oldest of all can still wait."""
-        oldest = self._waiting[0]
-        if self._engine is None or time.monotonic() - oldest.asked_at > _PATIENCE_S:
-            return oldest
-        loaded = (self._held, self._engine.status.plan_key)
-        for answer in self._waiting:
-            if ((answer.question.engine, answer.question.pair_key), answer.question.plan_key) == loaded:
-                return answer
-        return oldest
+    def _weights(self) -> tuple[str, str, str] | None:
+        """What the engine holds now, as a question names what it needs."""
+        if self._engine is None or self._held is None:
+            return None
+        return (*self._held, self._engine.status.plan_key or "")
 
-    def _answer(self, answer: Answer) -> None:
-        if answer.pair is None or answer.plan is None:
-            raise JobError("A stored answer cannot be asked again.")  # stored answers never enter the queue
-        answer.state = "loading"
-        engine = self._engine_for(answer)
-        if answer.cancel_event.is_set():
-            answer.finish = "cancelled"
-            self._end(answer, "cancelled")
+    def _answer(self, task: Task) -> None:
+        task.say(state="loading")
+        try:
+            engine = self._engine_for(task)
+            engine.be(task.plan.recipe, cancel=task.stop)
+        except Cancelled:
+            self._let_go(task)
             return
-        engine.be(answer.plan.recipe)
-        answer.state = "running"
-        sampling = asdict(answer.question.sampling)
-        pieces = engine.generate(
-            answer.question.prompt, mode=answer.question.mode, cancel=answer.cancel_event, **sampling
-        )
-        for piece in pieces:
-            if not answer.n_tokens and piece.n_tokens:
-                answer.first_token_s = piece.elapsed_s
-            answer.text += piece.text
-            answer.n_tokens, answer.n_prompt_tokens = piece.n_tokens, piece.n_prompt_tokens
-            answer.elapsed_s, answer.finish = piece.elapsed_s, piece.finish
-        self._keep(answer)
+        task.say(state="running")
+        question = task.question
+        pieces = engine.generate(question.prompt, mode=question.mode, cancel=task.stop, **asdict(question.sampling))
+        with closing(pieces):
+            for piece in pieces:
+                said = task.said
+                task.say(
+                    text=said.text + piece.text,
+                    n_tokens=piece.n_tokens,
+                    n_prompt_tokens=piece.n_prompt_tokens,
+                    first_token_s=said.first_token_s if said.n_tokens or not piece.n_tokens else piece.elapsed_s,
+                    elapsed_s=piece.elapsed_s,
+                    finish=piece.finish,
+                )
+                if task.protected_until:
+                    with self._changed:
+                        self._set_back()
+        if task.said.finish != "cancelled" or not task.wanted:
+            self._keep(task)
+        elif task.stop.is_set():
+            self._let_go(task)
+        else:
+            raise EngineError("The engine broke this answer off by itself. Ask again.")
 
-    def _keep(self, answer: Answer) -> None:
+    def _set_back(self) -> None:
+        """Make a background answer that is being worked on give way to a question of the foreground."""
+        task = self._current
+        if task is not None and task.background and self._queue.foreground and time.monotonic() > task.protected_until:
+            task.stop.set()
+
+    def _let_go(self, task: Task) -> None:
+        """A task that was stopped: it waits again if somebody wants it."""
+        with self._changed:
+            self._current = None
+            if task.wanted and not self._closing:
+                task.stop = threading.Event()
+                task.said = Said()
+                self._queue.add(task)
+            else:
+                task.end("cancelled", finish="cancelled")
+
+    def _keep(self, task: Task) -> None:
         """Store a finished answer, then tell everybody that it is finished."""
-        pair = answer.pair
-        answer.generation = Generation(
-            question=answer.question,
-            text=answer.text,
-            n_prompt_tokens=answer.n_prompt_tokens,
-            n_tokens=answer.n_tokens,
-            first_token_s=answer.first_token_s,
-            elapsed_s=answer.elapsed_s,
-            finish=answer.finish or "cancelled",
+        said, pair = task.said, task.pair
+        generation = Generation(
+            question=task.question,
+            text=said.text,
+            n_prompt_tokens=said.n_prompt_tokens,
+            n_tokens=said.n_tokens,
+            first_token_s=said.first_token_s,
+            elapsed_s=said.elapsed_s,
+            finish=said.finish or "cancelled",
             a_label=pair.a.label,
             b_label=pair.b.label,
             created_at=datetime.now(UTC),
         )
-        self._store.save_generation(answer.generation)
-        self._end(answer, "cancelled" if answer.finish == "cancelled" else "done")
+        self._store.save_generation(generation)
+        with self._changed:
+            task.end("cancelled" if said.finish == "cancelled" else "done", generation=generation)
 
-    def _end(self, answer: Answer, state: AnswerState) -> None:
-        answer.state = state
-        answer.pair = answer.plan = None  # a finished answer must not keep files mapped
-        answer.finished.set()
-
-    def _engine_for(self, answer: Answer) -> Engine:
-        wanted = (answer.question.engine, answer.question.pair_key)
+    def _engine_for(self, task: Task) -> Engine:
+        wanted = (task.question.engine, task.question.pair_key)
         if self._engine is not None and self._held == wanted:
             return self._engine
         self._shut_engine()
         self._failure = ""
-        self._starting = f"starting {answer.question.engine} with {answer.pair.label}"
+        self._starting = f"starting {task.question.engine} with {task.pair.label}"
         try:
             self._engine = self._open_engine(
-                answer.question.engine, answer.pair, device=answer.question.device, dtype=answer.question.dtype
+                task.question.engine, task.pair, device=task.question.device, dtype=task.question.dtype
             )
             self._held = wanted
         except Exception as error:
@@ -338,17 +357,27 @@ class EngineRoom:
     def _shut_engine(self) -> None:
         engine, self._engine, self._held = self._engine, None, None
         if engine is not None:
-            engine.close()
+            try:
+                engine.close()
+            except Exception:  # the queue must go on
+                log.exception("the engine did not close cleanly")
 
     def close(self) -> None:
         """Cancel every question, let the engine go, and wait for both."""
         with self._changed:
             self._closing = True
-            for answer in [*self._waiting, *([self._current] if self._current else [])]:
-                answer.cancel_event.set()
-            for answer in self._waiting:
-                self._end(answer, "cancelled")
-            self._waiting.clear()
+            if self._current is not None:
+                self._current.wanted = []
+                self._current.stop.set()
+            for task in list(self._queue):
+                self._queue.remove(task)
+                task.end("cancelled", finish="cancelled")
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout=60)
+
+
+def _view(task: Task, owner: str, background: bool) -> Answer:
+    answer = Answer(task, owner, background=background)
+    task.wanted.append(answer)
+    return answer
