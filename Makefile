@@ -46,5 +46,5 @@ lock:  ## renew the locks in requirements/ from requirements.txt and requirement
 	@.venv-lock/bin/python scripts/lock.py
 
 clean:  ## remove what was installed and what tools left behind; results in cache/ stay
-	rm -rf .venv .venv-lock .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-mergekit .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

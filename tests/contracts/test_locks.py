@@ -33,11 +33,17 @@ def version(requirement: Requirement) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("file", ["requirements/gpu.txt", "requirements/cpu.txt", "requirements/test.txt"])
+@pytest.mark.parametrize("file", [f"requirements/{name}.txt" for name in ("gpu", "cpu", "test", "mergekit")])
 def test_lock_pins_everything(file: str):
     locked = pins(file)
     assert locked
     assert all(version(requirement) for requirement in locked.values())
+
+
+def test_mergekit_is_beside_the_product():
+    """Its environment sees `.venv`: what both had would be there twice, in two versions."""
+    product = set(pins("requirements/cpu.txt")) | set(pins("requirements/gpu.txt"))
+    assert not set(pins("requirements/mergekit.txt")) & product
 
 
 @pytest.mark.parametrize("other", ["requirements/gpu.txt", "requirements/test.txt"])
