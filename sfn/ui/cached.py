@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from sfn.engines.text import Speech
     from sfn.jobs import Job
     from sfn.pairs import Pair
-    from sfn.recipes import Plan
+    from sfn.recipes import Place, Plan
     from sfn.records import Generation, HistogramForm, Question
+    from sfn.sweeps import Grid, Reading, Sweep
+    from sfn.ui.board import Row
     from sfn.workbench import Workbench
 
 _lock = threading.Lock()
@@ -141,6 +143,26 @@ def _board(pair_key: str, measured: int, part: str, _pair: Pair) -> pd.DataFrame
     return tables.board(_tensors(pair_key, _pair), delta_table(pair_key, measured), part)
 
 
+def board_rows(pair: Pair) -> tuple[Row, ...]:
+    """`sfn.ui.board.rows` of a pair."""
+    return _board_rows(pair.key, pair)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _board_rows(pair_key: str, _pair: Pair) -> tuple[Row, ...]:
+    from sfn.ui import board
+
+    return board.rows(_pair)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def shifts(pair_key: str, measured: int) -> dict[Place, float]:
+    """`sfn.ui.board.shifts` of a pair of which `measured` tensors are in the store."""
+    from sfn.ui import board
+
+    return board.shifts(delta_table(pair_key, measured)) if measured else {}
+
+
 @st.cache_data(max_entries=64, show_spinner=False)
 def sentence(pair_key: str, measured: int, figure: str) -> str:
     """What is seen in the pair by one figure, in words; "" where nothing is measured."""
@@ -173,6 +195,9 @@ def warm_up() -> threading.Thread:
     def load() -> None:
         import sfn.charts
         import sfn.readings  # noqa: F401  # loaded, not used
+        from sfn import delta_kernel
+
+        delta_kernel.make_ready()
 
     thread = threading.Thread(target=load, name="sfn-warm-up", daemon=True)
     thread.start()
@@ -219,6 +244,33 @@ def speech(folder: str, label: str) -> Speech:
     from sfn.engines import text
 
     return text.load(Path(folder), label)
+
+
+def sweep_grid(pair: Pair, sweep: Sweep) -> Grid:
+    """`sfn.sweeps.expand`. Raises SweepError or RecipeError."""
+    return _sweep_grid(pair.key, sweep, pair)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _sweep_grid(pair_key: str, sweep: Sweep, _pair: Pair) -> Grid:
+    from sfn import sweeps
+
+    return sweeps.expand(sweep, _pair)
+
+
+def sweep_readings(number: int, sweep: Sweep) -> Mapping[tuple[int, int], Reading]:
+    """`sfn.sweeps.readings` of a sweep in the store; read anew once another cell was answered or failed."""
+    store = workbench().store
+    return _sweep_readings(str(store.path), number, store.sweeps.progress(number), sweep)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _sweep_readings(
+    path: str, number: int, progress: tuple[int, int], _sweep: Sweep
+) -> Mapping[tuple[int, int], Reading]:
+    from sfn import sweeps
+
+    return sweeps.readings(_sweep, workbench().store.sweeps.cells(number))
 
 
 def explanation(part: Part) -> str:

@@ -12,7 +12,7 @@ import streamlit as st
 
 from sfn.errors import SfnError
 from sfn.figures import FIGURES
-from sfn.ui import cached, failures, plots, state, tensor_view, words
+from sfn.ui import cached, failures, plots, scanning, state, tensor_view, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sfn.jobs import Job
     from sfn.pairs import Pair
 
-_SMALL_BYTES = 200e6  # pairs up to this size (both sides) are measured without being asked
 _POLL_S = 0.8
 _CLICKED = "_board_clicked"  # names that the chart's selection held when it was last read
 _CHART = "delta_board"
@@ -29,33 +28,13 @@ _GRID_COLUMNS = 3
 
 def draw(pair: Pair) -> None:
     """Draw the page's body; starts the scan of a small pair that was not measured yet."""
-    progress = _Progress(pair)
-    if progress.missing and progress.job is None and pair.a.size_bytes + pair.b.size_bytes <= _SMALL_BYTES:
-        cached.workbench().scan(pair, state.owner())
-        progress = _Progress(pair)
+    progress = scanning.start_if_small(pair)
     st.fragment(_body, run_every=_POLL_S if progress.running else None)(pair, progress.running)
-
-
-class _Progress:
-    """How far the measuring of a pair has come."""
-
-    def __init__(self, pair: Pair) -> None:
-        bench = cached.workbench()
-        self.job: Job | None = bench.jobs.find(f"scan:{pair.key}")  # before the store: its last tensors are saved first
-        self.running = self.job is not None and self.job.active
-        names = [row.name for row in pair.rows if row.comparable]
-        self.wanted = len(names)
-        self.missing = len(bench.store.missing(pair.key, names))
-
-    @property
-    def measured(self) -> int:
-        """Tensors in the store."""
-        return self.wanted - self.missing
 
 
 def _body(pair: Pair, was_running: bool) -> None:
     with failures.shown():
-        progress = _Progress(pair)
+        progress = scanning.Progress(pair)
         if was_running and not progress.running:
             st.rerun()  # once, so that the polling ends
         figure, log, part = _choices(pair)
@@ -89,7 +68,7 @@ def _choices(pair: Pair) -> tuple[str, bool, str]:
     return figure, scale == "log", part
 
 
-def _scan_row(pair: Pair, progress: _Progress) -> None:
+def _scan_row(pair: Pair, progress: scanning.Progress) -> None:
     """One row of fixed height: progress and cancel while it runs, else what is there or the button that starts it."""
     with st.container(height=52, border=False):
         left, right = st.columns([5, 1], vertical_alignment="center")
@@ -101,11 +80,10 @@ def _scan_row(pair: Pair, progress: _Progress) -> None:
             )
             right.button("Cancel", on_click=_cancel, args=(job.id,), key="cancel_scan")
         elif progress.missing:
-            reading = words.size(pair.a.size_bytes + pair.b.size_bytes)
             why = "" if job is None else f"The scan {_ended(job)}. "
             left.markdown(
                 f"{failures.escaped(why)}{progress.measured} of {progress.wanted} tensors are measured; "
-                f"the rest means reading at most {reading}."
+                f"the rest means reading at most {scanning.cost(pair)}."
             )
             right.button("Measure", type="primary", on_click=_start, args=(pair,), key="start_scan")
         else:
@@ -117,12 +95,12 @@ def _ended(job: Job) -> str:
 
 
 def _start(pair: Pair) -> None:
-    cached.workbench().scan(pair, state.owner())
+    cached.workbench().scan(pair, state.browser())
 
 
 def _cancel(number: int) -> None:
     try:
-        cached.workbench().jobs.cancel(number, state.owner())
+        cached.workbench().jobs.cancel(number, state.browser())
     except SfnError as error:
         st.toast(failures.escaped(str(error)))
 
@@ -157,7 +135,7 @@ def _open_clicked() -> None:
         state.put("tensor", changed[-1])
 
 
-def _in_words(pair: Pair, progress: _Progress, figure: str) -> None:
+def _in_words(pair: Pair, progress: scanning.Progress, figure: str) -> None:
     left, right = st.columns([5, 1.2], vertical_alignment="center")
     if progress.running:
         left.markdown("Measuring …")
@@ -204,7 +182,7 @@ def _lines(board: pd.DataFrame, figure: str, log: bool) -> None:
     )
 
 
-def _histograms(pair: Pair, progress: _Progress, board: pd.DataFrame, part: str) -> None:
+def _histograms(pair: Pair, progress: scanning.Progress, board: pd.DataFrame, part: str) -> None:
     from sfn import charts, tables
 
     if not pair.n_layers:

@@ -16,7 +16,7 @@ import streamlit as st
 
 from sfn import recipes
 from sfn.errors import RecipeError
-from sfn.ui import board, cached, columns, recipe_box, state
+from sfn.ui import board, cached, columns, recipe_box, scanning, state
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
@@ -31,6 +31,7 @@ _BOX, _BOX_ACK = "recipe_box", "_recipe_box_ack"
 _REFUSED = "_board_refused"  # why the last click on the board could not be followed
 _PRESET_KEYS = "_preset_keys"  # pair key -> {preset's name: key of its plan}
 _LONGEST_PAST = 200
+_LOOKS_AT_A_SCAN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +94,40 @@ def _on_edit() -> None:
 
 def _on_board(pair: Pair) -> None:
     _on_edit()  # what was written came before the click, also where both arrive together
-    found, st.session_state[_ACK] = board.toggles(_sent(_BOARD, "toggle"), st.session_state.get(_ACK, _NOBODY))
-    recipe = recipes.parse(_base(pair))
-    try:
-        for toggle in found:
-            recipe = recipes.paint(recipe, pair, dict.fromkeys(toggle.places, toggle.source))
-    except RecipeError as error:
-        st.session_state[_REFUSED] = str(error)
-        return
-    if found:
-        state.put("recipe", recipes.format(recipe))
+    found, st.session_state[_ACK] = board.gestures(_sent(_BOARD, "gesture"), st.session_state.get(_ACK, _NOBODY))
+    for gesture in found:
+        try:
+            _follow(pair, gesture)
+        except RecipeError as error:
+            st.session_state[_REFUSED] = str(error)
+
+
+def _follow(pair: Pair, gesture: board.Gesture) -> None:
+    """Do what one gesture on the board asks for; each is one step back for undo. Raises RecipeError."""
+    if gesture.act == "undo":
+        _step(pair, _PAST, _FUTURE)
+    elif gesture.act == "redo":
+        _step(pair, _FUTURE, _PAST)
+    else:
+        before = recipes.parse(_base(pair))
+        if gesture.act == "invert":
+            after = recipes.invert(before, pair, gesture.places)
+        else:
+            after = recipes.paint(before, pair, dict.fromkeys(gesture.places, gesture.source))
+        if after != before or state.get("recipe") != _base(pair):
+            _enter(pair, recipes.format(after))
+
+
+def _enter(pair: Pair, text: str) -> None:
+    """Bring a good text into force as a step of its own: a run may follow several at once."""
+    base = _base(pair)
+    past = st.session_state.get(_PAST, [])
+    if base != _good(pair):  # a text that was written, and no run has seen yet
+        past = [*past, _good(pair)]
+    st.session_state[_PAST] = [*past, base][-_LONGEST_PAST:]
+    st.session_state[_FUTURE] = []
+    st.session_state[_GOOD] = (pair.key, text)
+    state.put("recipe", text)
 
 
 def _sent(key: str, event: str) -> object:
@@ -164,11 +189,31 @@ def _preset_plan_keys(pair: Pair) -> dict[str, str]:
 
 def draw_board(pair: Pair, edit: Edit) -> None:
     """The board of the plan in force, shaded by how far each cell moved as far as that was measured."""
-    compared = [row.name for row in pair.rows if row.comparable]
-    measured = len(compared) - len(cached.workbench().store.missing(pair.key, compared))
-    moved_by = board.shifts(cached.delta_table(pair.key, measured)) if measured else {}
-    ack = st.session_state.get(_ACK, _NOBODY)
-    board.draw(pair, edit.plan, moved_by, key=_BOARD, ack=ack, on_toggle=lambda: _on_board(pair))
+    progress = scanning.start_if_small(pair)
+    measured = progress.measured
+    if progress.running:  # a few times while it runs, not at every run of the page
+        measured -= measured % max(1, progress.wanted // _LOOKS_AT_A_SCAN)
+    board.draw(
+        pair,
+        cached.board_rows(pair),
+        edit.plan,
+        cached.shifts(pair.key, measured),
+        note=_note(pair, progress),
+        key=_BOARD,
+        ack=st.session_state.get(_ACK, _NOBODY),
+        on_gesture=lambda: _on_board(pair),
+    )
+
+
+def _note(pair: Pair, progress: scanning.Progress) -> str:
+    """What is to be said about the board's shade while it is not whole."""
+    if progress.running:
+        return "Shade: how far each cell moved is being measured."
+    if progress.missing == progress.wanted:
+        return f"No shade yet: the page Delta measures how far each cell moved (reads {scanning.cost(pair)})."
+    if progress.missing:
+        return f"{progress.measured:,} of {progress.wanted:,} tensors measured; the page Delta goes on."
+    return ""
 
 
 def draw_text(pair: Pair, edit: Edit, engine_line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from sfn import checkpoints, pairs
-from sfn.ui import delta_view
+from sfn.ui import scanning
 from tests.pages.conftest import finish_scan
 
 TENSOR = "model.layers.1.self_attn.o_proj.weight"
@@ -54,7 +54,7 @@ def test_what_is_stored_is_not_measured_again(visit, bench):
 
 
 def test_a_large_pair_waits_for_the_button(visit, bench, monkeypatch):
-    monkeypatch.setattr(delta_view, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(scanning, "_SMALL_BYTES", 0)
     app = visit("delta")
     assert not bench.jobs.active()
     app.button(key="start_scan").click().run()

@@ -9,7 +9,7 @@ import pytest
 
 from sfn import checkpoints, pairs, recipes
 from sfn.ui import board
-from tests.builders import tiny_qwen2
+from tests.builders import random_tensors, tiny_qwen2, tiny_qwen3_moe, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def pair(tmp_path_factory):
 
 def drawn(pair, text: str, moved_by=None) -> dict[str, dict]:
     plan = recipes.resolve(recipes.parse(text), pair)
-    data = board.data(pair, plan, moved_by or {}, ("", 0))
+    data = board.data(pair, board.rows(pair), plan, moved_by or {}, ("", 0))
     json.dumps(data)  # what cannot be sent to the browser fails here
     return {row["module"]: row for row in data["rows"]}
 
@@ -43,9 +43,9 @@ def test_rows_stand_in_anatomical_order_with_what_has_no_layer_as_one_cell(pair)
         ("", "o_proj", ["A"] * 6),
         ("o_proj@all=B", "o_proj", ["B"] * 6),
         ("o_proj@1-2=B", "o_proj", ["A", "B", "B", "A", "A", "A"]),
-        ("gate_proj@0=B:0.25", "gate_proj", ["blend", "A", "A", "A", "A", "A"]),
-        ("up_proj@5=zero", "up_proj", ["A", "A", "A", "A", "A", "damaged"]),
-        ("all@3=remove", "q_proj", ["A", "A", "A", "damaged", "A", "A"]),
+        ("gate_proj@0=B:0.25", "gate_proj", ["B:0.25", "A", "A", "A", "A", "A"]),
+        ("up_proj@4=zero; up_proj@5=reinit:7", "up_proj", ["A", "A", "A", "A", "zero", "reinit:7"]),
+        ("all@3=remove", "q_proj", ["A", "A", "A", "remove", "A", "A"]),
         ("emb=B", "embed_tokens", ["B"]),
     ],
 )
@@ -53,8 +53,32 @@ def test_cells_show_their_source(pair, text, module, codes):
     assert drawn(pair, text)[module]["s"] == codes
 
 
-def test_a_blend_says_how_much_of_b(pair):
-    assert drawn(pair, "gate_proj@0=B:0.25")["gate_proj"]["detail"] == {0: "blend: 25 % B"}
+def test_experts_of_several_sources_are_counted(tmp_path):
+    sides = [checkpoints.open(tiny_qwen3_moe(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    row = drawn(pairs.compare(*sides), "experts.2.up_proj@1=B")["experts.up_proj"]
+    assert row["s"] == ["A", "mixed"]
+    assert row["detail"] == {1: "its 4 tensors come from different sources: 3 from A, 1 from B"}
+
+
+def test_a_tower_is_one_row_with_one_cell(tmp_path):
+    shapes = {f"visual.blocks.{n}.{module}.weight": (2, 2) for n in range(30) for module in ("qkv", "mlp.fc1")}
+    shapes |= {"model.layers.0.self_attn.o_proj.weight": (2, 2)}
+    for seed, name in enumerate("ab"):
+        tensors = random_tensors(shapes, seed, "float32")
+        write_checkpoint(tmp_path / name, tensors, {"model_type": "made"}, with_tokenizer=False)
+    pair = pairs.compare(checkpoints.open(tmp_path / "a"), checkpoints.open(tmp_path / "b"))
+    rows = drawn(pair, "visual=zero")
+    assert list(rows) == ["o_proj", "visual"]
+    assert rows["visual"]["s"] == ["zero"]
+    assert "60 tensors" in rows["visual"]["explain"]
+
+
+def test_a_cell_that_cannot_come_from_b_says_why(tmp_path):
+    sides = tiny_qwen2(tmp_path / "a"), tiny_qwen2(tmp_path / "b", seed=1, vocab=300)
+    rows = drawn(pairs.compare(*map(checkpoints.open, sides)), "emb=zero")
+    assert "shapes differ" in rows["lm_head"]["fixed"][0]
+    assert rows["embed_tokens"]["s"] == ["zero"]
+    assert rows["o_proj"]["fixed"] == {}
 
 
 def test_shift_of_a_cell_pools_weight_and_bias():
@@ -74,28 +98,32 @@ def test_shift_of_a_cell_pools_weight_and_bias():
 
 def test_the_scale_spans_the_layers_not_the_head(pair):
     plan = recipes.resolve(recipes.parse(""), pair)
-    data = board.data(pair, plan, {(0, "o_proj"): 0.1, (1, "o_proj"): 0.3, (None, "lm_head"): 9.0}, ("", 0))
+    moved_by = {(0, "o_proj"): 0.1, (1, "o_proj"): 0.3, (None, "lm_head"): 9.0}
+    data = board.data(pair, board.rows(pair), plan, moved_by, ("", 0))
     assert (data["low"], data["high"]) == (0.1, 0.3)
-    assert board.data(pair, plan, {}, ("", 0))["high"] is None
+    assert board.data(pair, board.rows(pair), plan, {}, ("", 0))["high"] is None
 
 
 def op(seq, cells, source="B"):
-    return {"seq": seq, "cells": cells, "source": source}
+    return {"seq": seq, "act": "paint", "cells": cells, "source": source}
 
 
 def test_gestures_are_read_once():
-    sent = {"instance": "x", "ops": [op(1, [[0, "o_proj"]]), op(2, [[None, "norm"]], "A")]}
-    found, ack = board.toggles(sent, ("", 0))
-    assert found == (board.Toggle(1, ((0, "o_proj"),), "B"), board.Toggle(2, ((None, "norm"),), "A"))
+    sent = {"instance": "x", "ops": [op(1, [[0, "o_proj"]]), op(2, [[None, "norm"]], "reinit:7")]}
+    found, ack = board.gestures(sent, ("", 0))
+    wanted = [((0, "o_proj"), "B"), ((None, "norm"), "reinit:7")]
+    assert found == tuple(
+        board.Gesture(seq, "paint", (place,), source) for seq, (place, source) in enumerate(wanted, start=1)
+    )
     assert ack == ("x", 2)
-    sent["ops"].append(op(3, [[1, "v_proj"]]))
-    found, ack = board.toggles(sent, ack)
-    assert [toggle.seq for toggle in found] == [3]
-    assert board.toggles(sent, ack) == ((), ("x", 3))
+    sent["ops"] += [{"seq": 3, "act": "invert", "cells": [[1, "v_proj"]]}, {"seq": 4, "act": "undo", "cells": []}]
+    found, ack = board.gestures(sent, ack)
+    assert found == (board.Gesture(3, "invert", ((1, "v_proj"),)), board.Gesture(4, "undo"))
+    assert board.gestures(sent, ack) == ((), ("x", 4))
 
 
 def test_another_board_counts_for_itself():
-    found, ack = board.toggles({"instance": "y", "ops": [op(1, [[0, "o_proj"]])]}, ("x", 9))
+    found, ack = board.gestures({"instance": "y", "ops": [op(1, [[0, "o_proj"]])]}, ("x", 9))
     assert len(found) == 1
     assert ack == ("y", 1)
 
@@ -106,17 +134,19 @@ def test_another_board_counts_for_itself():
         None,
         "B",
         {"instance": "x"},
-        {"instance": "x", "ops": [{"seq": "1", "cells": [], "source": "B"}]},
-        {"instance": "x", "ops": [op(1, [], "evil")]},
+        {"instance": "x", "ops": [op("1", [])]},
+        {"instance": "x", "ops": [op(1, []) | {"act": "evil"}]},
+        {"instance": "x", "ops": [op(1, [], source="")]},
+        {"instance": "x", "ops": [op(1, []) | {"act": "invert"}]},
     ],
 )
 def test_what_is_not_understood_changes_nothing(value):
-    found, _ack = board.toggles(value, ("x", 0))
+    found, _ack = board.gestures(value, ("x", 0))
     assert found == ()
 
 
 def test_places_that_are_no_places_are_left_out():
-    found, _ack = board.toggles(
+    found, _ack = board.gestures(
         {"instance": "x", "ops": [op(1, [[0, "o_proj"], "o_proj", [1.5, "q_proj"], [0]])]}, ("", 0)
     )
     assert found[0].places == ((0, "o_proj"),)

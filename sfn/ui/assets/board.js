@@ -1,54 +1,31 @@
-// The module x layer board: draws what Python sends, answers every click at once, and tells Python what was asked for.
+// The module x layer board: draws what Python sends, answers every gesture at once, and tells Python what was asked for.
 //
-// data = {rows, layers, low, high, ack: [instance, seq]}
-//   rows[i] = {module, layered, explain, s: [source code | null, ...], shift: [number | null, ...], fixed, detail}
+// data = {rows, layers, thirds, low, high, note, ack: [instance, seq]}
+//   rows[i] = {module, layered, explain, s: [source | null, ...], shift: [number | null, ...], fixed, detail}
 //   one entry of s and shift per layer (one in all where the module has no layer), null where there is no such tensor;
-//   fixed and detail map a column to why it cannot move, and to its source in words. low, high: ends of the shade's scale.
-// A click is an operation {seq, cells: [[layer | null, module], ...], source: "A" | "B"}. Operations that Python has not yet
-// acknowledged are drawn on top of its data and sent again with every new one, so that none is lost when clicks overtake runs.
+//   fixed and detail map a column to why it cannot come from B, and to its sources in words. low, high: ends of the
+//   shade's scale. thirds: [[words, first layer, last layer], ...]. note: on the shade, where something is to be said.
+// A gesture is an operation {seq, act: "paint" | "invert" | "undo" | "redo", cells: [[layer | null, module], ...],
+// source}. Operations that Python has not yet acknowledged are drawn on top of its data and sent again with every new
+// one, so that none is lost when gestures overtake runs.
 
-const RAMP = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
-const INK = 0.6; // share of the ramp's colour in a cell
 const boards = new WeakMap();
-
-function rgb(hex) {
-  return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-}
-
-function shade(value, paper) {
-  // more is always nearer the eye: bright on dark, dark on bright; mixed with the paper, so that the dots stay on top
-  const at = Math.min(1, Math.max(0, isDark(paper) ? value : 1 - value)) * (RAMP.length - 1);
-  const low = Math.floor(at);
-  const high = Math.min(RAMP.length - 1, low + 1);
-  const [from, to] = [rgb(RAMP[low]), rgb(RAMP[high])];
-  const mixed = from.map((part, i) => INK * (part + (to[i] - part) * (at - low)) + (1 - INK) * paper[i]);
-  return `rgb(${mixed.map(Math.round).join(" ")})`;
-}
-
-function paperOf(element) {
-  const probe = getComputedStyle(element).getPropertyValue("--st-background-color").trim();
-  const canvas = document.createElement("canvas").getContext("2d");
-  canvas.fillStyle = probe || "#ffffff";
-  return rgb(canvas.fillStyle);
-}
-
-function isDark([r, g, b]) {
-  return 0.299 * r + 0.587 * g + 0.114 * b < 128;
-}
 
 class Board {
   constructor(root) {
     this.root = root;
     this.element = root.querySelector(".board");
     this.grid = root.querySelector(".grid");
-    this.legend = root.querySelector(".legend");
     this.tip = root.querySelector(".tip");
+    this.bar = new Bar(root.querySelector(".bar"), () => this.paintFrame());
+    this.blends = new Blends(this);
     this.instance = Math.random().toString(36).slice(2, 12);
     this.seq = 0;
     this.pending = [];
     this.shape = "";
-    this.at = [0, 0]; // row -1: layer numbers, column -1: module names
+    this.at = [0, 0]; // row -1: layer numbers, row n: the whole board, column -1: module names
     this.brush = null;
+    this.previewed = null;
     this.listen();
   }
 
@@ -57,7 +34,7 @@ class Board {
     this.send = send;
     const [instance, seq] = data.ack || ["", 0];
     if (instance === this.instance) this.pending = this.pending.filter((op) => op.seq > seq);
-    const shape = JSON.stringify([data.layers, data.rows.map((row) => [row.module, row.fixed, row.s.map((code) => code !== null)])]);
+    const shape = JSON.stringify([data.layers, data.rows.map((row) => [row.module, row.fixed, row.s.map((source) => source !== null)])]);
     if (shape !== this.shape) this.build(shape);
     this.paint();
     this.drawLegend();
@@ -67,72 +44,88 @@ class Board {
 
   build(shape) {
     this.shape = shape;
-    const { rows, layers } = this.data;
-    const columns = Math.max(1, layers);
-    this.element.style.setProperty("--columns", columns);
-    this.element.style.setProperty("--dot", layers > 40 ? "8px" : "11px");
+    const { rows, layers, thirds } = this.data;
+    this.element.style.setProperty("--columns", Math.max(1, layers));
+    this.element.style.setProperty("--dot", layers > 40 ? "9px" : "11px");
     this.grid.replaceChildren();
     this.nodes = new Map();
+    this.blends.nodes.clear();
+    this.held = rows.map((row) => row.s.map(() => ""));
     const corner = this.add("div", "corner", null);
-    corner.textContent = layers ? "layer" : "";
+    if (layers) this.layers = new Layers(corner, layers, thirds, () => this.paintFrame());
     const every = layers <= 32 ? 1 : 4;
     for (let layer = 0; layer < layers; layer++) {
       const node = this.add("div", "number" + (layer % every ? " quiet" : ""), [-1, layer]);
       node.textContent = layer;
       node.setAttribute("role", "columnheader");
-      node.setAttribute("aria-label", `layer ${layer}: move the whole layer`);
+      node.setAttribute("aria-label", `layer ${layer}: the whole layer`);
     }
-    rows.forEach((row, r) => {
-      const name = this.add("div", "name", [r, -1]);
-      name.textContent = row.module;
-      name.style.gridColumn = 1;
-      name.setAttribute("role", "rowheader");
-      name.setAttribute("aria-label", `${row.module}: move the whole row. ${row.explain}`);
-      row.s.forEach((code, c) => {
-        const kind = code === null ? " absent" : (row.layered ? "" : " wide") + (row.fixed[c] ? " fixed" : "");
-        const node = this.add("div", "cell" + kind, code === null ? null : [r, c]);
-        if (code === null) return;
-        node.setAttribute("role", "gridcell");
-        node.appendChild(document.createElement("span")).className = "mark";
-      });
-    });
+    rows.forEach((row, r) => this.buildRow(row, r));
+    this.addName(rows.length, "whole board", "Every module of the board.");
+    this.legend = this.add("div", "legend", null);
     if (!this.node(this.at)) this.at = [0, 0];
     this.tabStop();
   }
 
+  buildRow(row, r) {
+    this.addName(r, row.module, row.explain);
+    row.s.forEach((source, c) => {
+      const kind = source === null ? " absent" : (row.layered ? "" : " wide") + (row.fixed[c] ? " fixed" : "");
+      const node = this.add("div", "cell" + kind, source === null ? null : [r, c]);
+      if (source === null) return;
+      node.setAttribute("role", "gridcell");
+      node.append(make("span", "mark"));
+    });
+  }
+
+  addName(r, words, explain) {
+    const name = this.add("div", "name", [r, -1]);
+    name.textContent = words;
+    name.setAttribute("role", "rowheader");
+    name.setAttribute("aria-label", `${words}: the whole row. ${explain}`);
+    this.grid.append(this.blends.node(r, words));
+  }
+
   add(tag, className, at) {
-    const node = document.createElement(tag);
-    node.className = className;
+    const node = make(tag, className);
     if (at) {
       node.dataset.at = String(at);
       node.tabIndex = -1;
       this.nodes.set(String(at), node);
     }
-    this.grid.appendChild(node);
+    this.grid.append(node);
     return node;
   }
 
   paint() {
-    this.now = this.data.rows.map((row) => [...row.s]);
-    const rowOf = new Map(this.data.rows.map((row, r) => [`${row.layered} ${row.module}`, r]));
-    for (const op of this.pending) {
-      for (const [layer, module] of op.cells) {
-        const r = rowOf.get(`${layer !== null} ${module}`);
-        if (r !== undefined && this.now[r][layer ?? 0]) this.now[r][layer ?? 0] = op.source;
-      }
-    }
+    this.now = this.replay();
     this.paper = paperOf(this.element);
     this.data.rows.forEach((row, r) =>
-      row.s.forEach((code, c) => {
-        if (code === null) return;
-        const node = this.nodes.get(`${r},${c}`);
-        node.dataset.s = this.now[r][c];
+      row.s.forEach((base, c) => {
+        if (base === null) return;
+        const source = this.now[r][c];
         const level = row.fixed[c] ? null : this.level(row.shift[c]);
-        if (level === null) node.style.removeProperty("--shade");
-        else node.style.setProperty("--shade", shade(level, this.paper));
-        node.setAttribute("aria-label", `${this.place(r, c)}: ${this.source(r, c)}. ${this.note(r, c)}`);
+        const seen = `${source}|${level}|${this.paper}|${row.detail[c] ?? ""}`;
+        if (this.held[r][c] === seen) return; // most cells are as they were
+        this.held[r][c] = seen;
+        this.paintCell(this.nodes.get(`${r},${c}`), source, level);
+        this.nodes.get(`${r},${c}`).setAttribute("aria-label", `${this.place(r, c)}: ${this.source(r, c)}. ${this.note(r, c)}`);
       }),
     );
+    this.paintFrame();
+  }
+
+  paintCell(node, source, level) {
+    node.dataset.s = markOf(source);
+    node.style.setProperty("--share", shareOf(source) ?? 0);
+    if (level === null) node.style.removeProperty("--shade");
+    else node.style.setProperty("--shade", shade(level, this.paper));
+  }
+
+  paintFrame() {
+    // what depends on the layers that rows act on
+    for (let layer = 0; layer < this.data.layers; layer++) this.nodes.get(`-1,${layer}`).classList.toggle("out", !actsOn(layer));
+    this.blends.paint();
   }
 
   level(shift) {
@@ -148,49 +141,109 @@ class Board {
 
   source(r, c) {
     const row = this.data.rows[r];
-    if (row.fixed[c]) return `stays from A: ${row.fixed[c]}`;
-    const code = this.now[r][c];
-    if (code === row.s[c] && row.detail[c]) return row.detail[c];
-    return { A: "from A", B: "from B", blend: "blend of A and B", damaged: "damaged", partly: "partly from B" }[code];
+    const source = this.now[r][c];
+    if (source === "") return row.fixed[c];
+    const words = source === row.s[c] && row.detail[c] ? row.detail[c] : sourceWords(source);
+    return row.fixed[c] ? `${words}; cannot come from B: ${row.fixed[c].replace(/\.$/, "")}` : words;
   }
 
   note(r, c) {
     const shift = this.data.rows[r].shift[c];
-    return shift === null ? "How far it moved is not measured yet." : `Moved by ${shift.toPrecision(3)} (RMS shift per element, from A to B).`;
+    return shift === null ? "How far it moved is not measured." : `Moved by ${shift.toPrecision(3)} (RMS shift per element, from A to B).`;
   }
 
   drawLegend() {
-    const key = (code, text) => {
-      const span = document.createElement("span");
-      span.innerHTML = `<div class="cell key" data-s="${code}"><span class="mark"></span></div>`;
-      span.append(text);
+    const used = new Set(this.now.flat());
+    const { low, high, note } = this.data;
+    const seen = `${used.has("mixed")} ${used.has("remove")} ${low} ${high} ${note} ${this.paper}`;
+    if (this.legend.seen === seen) return;
+    this.legend.seen = seen;
+    const key = (mark, text) => {
+      const span = make("span");
+      span.append(swatch(mark), text);
       return span;
     };
-    const used = new Set(this.now.flat());
-    const items = [key("A", "from A"), key("B", "from B")];
-    if (used.has("blend")) items.push(key("blend", "blend"));
-    if (used.has("partly")) items.push(key("partly", "partly from B"));
-    if (used.has("damaged")) items.push(key("damaged", "damaged"));
-    const scale = document.createElement("span");
-    const { low, high } = this.data;
-    scale.append(high === null ? "shade: not measured yet, see Delta" : `shade: RMS shift ${low.toPrecision(2)}`);
+    const items = [];
+    if (used.has("mixed")) items.push(key("mixed", "several sources"));
+    if (used.has("remove")) items.push(key("remove", "layer removed"));
+    const scale = make("span");
     if (high !== null) {
-      const ramp = document.createElement("div");
-      ramp.className = "ramp";
+      const ramp = make("div", "ramp");
       const stops = [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => shade(value, this.paper));
       ramp.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
-      scale.append(ramp, high.toPrecision(2));
+      scale.append(`shade: RMS shift ${low.toPrecision(2)}`, ramp, high.toPrecision(2));
+      items.push(scale);
     }
-    this.legend.replaceChildren(...items, scale);
+    if (note) items.push(make("span", "said", note));
+    this.legend.title = note;
+    this.legend.replaceChildren(...items);
+  }
+
+  // ------------------------------------------------------------------ what was asked for and not yet acknowledged
+
+  replay() {
+    this.rowOf = new Map(this.data.rows.map((row, r) => [`${row.layered} ${row.module}`, r]));
+    let now = this.data.rows.map((row) => row.s);
+    const past = [];
+    for (const op of this.pending) {
+      if (op.act === "undo") now = past.pop() ?? now; // what lies further back is Python's to know
+      else if (op.act !== "redo") {
+        past.push(now);
+        now = this.after(now, op);
+      }
+    }
+    return this.previewed ? this.after(now, this.previewed) : now;
+  }
+
+  after(before, { act, cells, source }) {
+    const now = before.map((row) => [...row]);
+    const spots = cells.map(([layer, module]) => [this.rowOf.get(`${layer !== null} ${module}`), layer ?? 0]);
+    const there = spots.filter(([r, c]) => r !== undefined && now[r][c]);
+    if (act === "paint") {
+      const back = new Set(there.filter(([r, c]) => now[r][c] === "remove").map(([, c]) => c));
+      if (back.size) now.forEach((row) => row.forEach((held, c) => back.has(c) && held === "remove" && (row[c] = "A")));
+    }
+    for (const [r, c] of there) now[r][c] = act === "paint" ? source : inverse(now[r][c]);
+    return now;
+  }
+
+  named(cells) {
+    return cells.map(([r, c]) => [this.data.rows[r].layered ? c : null, this.data.rows[r].module]);
+  }
+
+  preview(cells, source) {
+    this.previewed = cells && { act: "paint", cells: this.named(cells), source };
+    this.paint();
+  }
+
+  act(gesture, cells) {
+    this.tip.classList.remove("on"); // what was clicked shall be seen
+    const takes = ([r, c]) => this.now[r][c] && !(this.data.rows[r].fixed[c] && needsB(gesture.source ?? gesture.act));
+    const named = this.named(cells.filter(takes));
+    if (!named.length) return;
+    this.tell({ ...gesture, cells: named });
+  }
+
+  tell(op) {
+    this.pending.push({ seq: ++this.seq, ...op });
+    this.paint();
+    this.drawLegend();
+    this.send({ instance: this.instance, ops: this.pending });
   }
 
   // ------------------------------------------------------------------ what a gesture means
 
   cellsOf([r, c]) {
-    if (r < 0) return this.block([0, c], [this.data.rows.length - 1, c], true);
-    const row = this.data.rows[r];
-    if (c < 0) return this.block([r, 0], [r, row.s.length - 1]);
+    const last = this.data.rows.length - 1;
+    if (r < 0) return this.block([0, c], [last, c], true);
+    if (c < 0) return this.rowCells(r, r);
     return this.block([r, c], [r, c]);
+  }
+
+  rowCells(from, to) {
+    const [top, bottom] = to > this.data.rows.length - 1 ? [0, this.data.rows.length - 1] : [Math.min(from, to), Math.max(from, to)];
+    const whole = to > this.data.rows.length - 1 && chosen.ranges !== null;
+    return this.block([top, 0], [bottom, Infinity], whole).filter(([r, c]) => !this.data.rows[r].layered || actsOn(c));
   }
 
   block(from, to, layeredOnly = false) {
@@ -200,64 +253,108 @@ class Board {
     for (let r = top; r <= bottom; r++) {
       const row = this.data.rows[r];
       if (layeredOnly && !row.layered) continue;
-      row.s.forEach((code, c) => {
-        if (code !== null && !row.fixed[c] && (!row.layered || (c >= left && c <= right))) found.push([r, c]);
+      row.s.forEach((source, c) => {
+        if (source && (!row.layered || (c >= left && c <= right))) found.push([r, c]);
       });
     }
     return found;
   }
 
-  wanted(cells) {
-    const codes = cells.map(([r, c]) => this.now[r][c]);
-    if (codes.length === 1) return codes[0] === "A" ? "B" : "A";
-    return codes.some((code) => code !== "B") ? "B" : "A";
+  gesture(cells) {
+    // what the brush does to these cells: where all have its source already, it gives them back to A
+    const free = cells.filter(([r, c]) => !this.data.rows[r].fixed[c]);
+    const source = brushSource();
+    if (source === "invert") return { act: "invert" };
+    if (source === "toggle") {
+      const held = (cells.length === 1 ? cells : free).map(([r, c]) => this.now[r][c]);
+      const back = cells.length === 1 ? held[0] !== "A" : held.every((each) => each === "B");
+      return { act: "paint", source: back ? "A" : "B" };
+    }
+    const meant = needsB(source) ? free : cells;
+    return { act: "paint", source: meant.every(([r, c]) => this.now[r][c] === source) ? "A" : source };
   }
 
-  act(cells, source) {
-    this.tip.classList.remove("on"); // what was clicked shall be seen
-    if (!cells.length) return;
-    const named = cells.map(([r, c]) => [this.data.rows[r].layered ? c : null, this.data.rows[r].module]);
-    this.pending.push({ seq: ++this.seq, cells: named, source });
-    this.paint();
-    this.drawLegend();
-    this.send({ instance: this.instance, ops: this.pending });
+  sliding(r) {
+    return this.rowCells(r, r).filter(([row, c]) => !this.data.rows[row].fixed[c]);
   }
 
-  // ------------------------------------------------------------------ pointer and keyboard
+  shares(r) {
+    return this.sliding(r).map(([row, c]) => shareOf(this.now[row][c])).filter((share) => share !== null);
+  }
+
+  // ------------------------------------------------------------------ pointer
 
   listen() {
     const grid = this.grid;
-    grid.onpointerdown = (event) => {
-      const at = this.find(event);
-      if (!at || event.button !== 0) return;
-      event.preventDefault();
-      this.focus(at, false);
-      if (at[0] < 0 || at[1] < 0) {
-        this.act(this.cellsOf(at), this.wanted(this.cellsOf(at)));
-        return;
-      }
-      const start = this.cellsOf(at);
-      if (!start.length) return;
-      this.brush = { from: at, to: at, source: this.wanted(start) };
-      grid.setPointerCapture(event.pointerId);
-      this.showBrush();
-    };
-    grid.onpointermove = (event) => {
-      const at = this.find(event);
-      if (this.brush) {
-        if (at && at[0] >= 0 && at[1] >= 0 && String(at) !== String(this.brush.to)) {
-          this.brush.to = at;
-          this.showBrush();
-        }
-        return;
-      }
-      this.hover(at, event.clientX, event.clientY);
-    };
-    grid.onpointerup = () => this.endBrush(true);
-    grid.onpointercancel = () => this.endBrush(false);
+    grid.onpointerdown = (event) => this.press(event);
+    grid.onpointermove = (event) => this.drag(event);
+    grid.onpointerup = (event) => this.lift(event, true);
+    grid.onpointercancel = (event) => this.lift(event, false);
     grid.onpointerleave = () => this.brush || this.hover(null);
-    grid.onkeydown = (event) => this.key(event);
     grid.onfocusout = () => this.hover(null);
+    this.element.onkeydown = (event) => this.key(event);
+  }
+
+  press(event) {
+    if (event.button !== 0) return;
+    const slide = event.target.closest(".slide");
+    if (slide) {
+      event.preventDefault();
+      this.hover(null);
+      if (this.blends.grab(Number(slide.dataset.slide), event)) this.grid.setPointerCapture(event.pointerId);
+      return;
+    }
+    const at = this.find(event);
+    if (!at) return;
+    event.preventDefault();
+    this.blends.settle();
+    this.focus(at, false);
+    const start = this.cellsOf(at);
+    if (!start.length) return;
+    this.brush = { from: at, to: at, gesture: this.gesture(start) };
+    this.grid.setPointerCapture(event.pointerId);
+    this.showBrush();
+  }
+
+  drag(event) {
+    if (this.blends.held?.track) {
+      this.blends.drag(event);
+      return;
+    }
+    const at = this.find(event);
+    if (!this.brush) {
+      this.hover(at, event.clientX, event.clientY, event.target.closest?.(".slide"));
+      return;
+    }
+    if (at && this.alike(at, this.brush.from) && String(at) !== String(this.brush.to)) {
+      this.brush.to = at;
+      this.showBrush();
+    }
+  }
+
+  alike(one, other) {
+    // both are cells, both numbers of layers, or both names of rows
+    const kind = ([r, c]) => (r < 0 ? "layer" : c >= 0 ? "cell" : r === this.data.rows.length ? "all" : "row");
+    return kind(one) === kind(other);
+  }
+
+  lift(event, take) {
+    if (this.blends.held?.track) this.blends.release(take);
+    if (!this.brush) return;
+    const cells = this.brushed();
+    const { gesture, to } = this.brush;
+    this.brush = null;
+    this.showBrush();
+    if (!take) return;
+    this.act(gesture, cells);
+    if (event.pointerType === "touch") this.explainTouch(to, event);
+  }
+
+  explainTouch(at, event) {
+    // a finger does not hover: the explanation comes after the tap and goes by itself
+    this.hover(at, event.clientX, event.clientY + 24);
+    clearTimeout(this.touched);
+    this.touched = setTimeout(() => this.hover(null), 2500);
   }
 
   find(event) {
@@ -277,7 +374,9 @@ class Board {
 
   brushed() {
     const { from, to } = this.brush;
-    return String(from) === String(to) ? this.cellsOf(from) : this.block(from, to);
+    if (String(from) === String(to)) return this.cellsOf(from);
+    if (from[0] < 0) return this.block([0, from[1]], [this.data.rows.length - 1, to[1]], true);
+    return from[1] < 0 ? this.rowCells(from[0], to[0]) : this.block(from, to);
   }
 
   showBrush() {
@@ -287,20 +386,31 @@ class Board {
     for (const at of this.brushed()) this.nodes.get(String(at)).classList.add("brushed");
   }
 
-  endBrush(take) {
-    if (!this.brush) return;
-    const cells = this.brushed();
-    const { source } = this.brush;
-    this.brush = null;
-    this.showBrush();
-    if (take) this.act(cells, source);
-  }
+  // ------------------------------------------------------------------ keyboard
 
   key(event) {
-    const node = event.target.closest("[data-at]"); // assistive tools set the focus themselves
-    if (node && node !== this.node(this.at)) this.at = node.dataset.at.split(",").map(Number);
+    if (event.target.tagName === "INPUT") return;
+    const letter = event.key.toLowerCase();
+    if (event.ctrlKey || event.metaKey) {
+      if (letter !== "z" && letter !== "y") return;
+      event.preventDefault();
+      this.blends.settle();
+      this.tell({ act: letter === "y" || event.shiftKey ? "redo" : "undo", cells: [] });
+    } else if (!event.altKey && this.bar.key(event)) {
+      event.preventDefault();
+    } else if (this.grid.contains(event.target) && event.target.dataset.at) {
+      this.gridKey(event);
+    }
+  }
+
+  gridKey(event) {
+    const node = event.target;
+    if (node !== this.node(this.at)) this.at = node.dataset.at.split(",").map(Number); // assistive tools set the focus themselves
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    if (step) {
+    if (step && event.shiftKey && step[1] && this.at[0] >= 0 && this.at[1] < 0) {
+      event.preventDefault();
+      this.blends.nudge(this.at[0], step[1] * STEP);
+    } else if (step) {
       event.preventDefault();
       this.move(step);
     } else if (event.key === "Home" || event.key === "End") {
@@ -308,23 +418,27 @@ class Board {
       this.focus([this.at[0], event.key === "Home" ? -1 : this.data.layers - 1], true);
     } else if (event.key === " " || event.key === "Enter") {
       event.preventDefault();
+      this.blends.settle();
       const cells = this.cellsOf(this.at);
-      this.act(cells, this.wanted(cells));
+      this.act(this.gesture(cells), cells);
+    } else if (event.key === "Escape" && this.brush) {
+      this.lift(event, false);
     }
   }
 
   node([r, c]) {
-    const wide = r >= 0 && c >= 0 && !this.data.rows[r]?.layered;
+    const wide = r >= 0 && c >= 0 && this.data.rows[r] && !this.data.rows[r].layered;
     return this.nodes.get(wide ? `${r},0` : `${r},${c}`);
   }
 
   move([down, right]) {
     let [r, c] = this.at;
-    if (right && r >= 0 && !this.data.rows[r].layered) return this.focus([r, right < 0 ? -1 : Math.max(c, 0)], true);
+    const row = this.data.rows[r];
+    if (right && row && !row.layered) return this.focus([r, right < 0 ? -1 : Math.max(c, 0)], true);
     for (;;) {
       r += down;
       c += right;
-      if (r < -1 || r >= this.data.rows.length || c < -1 || c >= Math.max(1, this.data.layers)) return;
+      if (r < -1 || r > this.data.rows.length || c < -1 || c >= Math.max(1, this.data.layers)) return undefined;
       if (this.node([r, c])) return this.focus([r, c], true);
     }
   }
@@ -342,62 +456,59 @@ class Board {
   }
 
   tabStop() {
-    for (const node of this.grid.querySelectorAll('[tabindex="0"]')) node.tabIndex = -1;
+    for (const node of this.grid.querySelectorAll('[data-at][tabindex="0"]')) node.tabIndex = -1;
     const node = this.node(this.at);
     if (node) node.tabIndex = 0;
   }
 
   // ------------------------------------------------------------------ the explanation
 
-  hover(at, x, y) {
+  hover(at, x, y, slide) {
     for (const node of this.grid.querySelectorAll(".lit")) node.classList.remove("lit");
-    this.tip.classList.toggle("on", Boolean(at));
-    if (!at) return;
-    const [r, c] = at;
+    this.tip.classList.toggle("on", Boolean(at || slide));
+    if (!at && !slide) return;
+    const [r, c] = at ?? [Number(slide.dataset.slide), -1];
     if (r >= 0) this.nodes.get(`${r},-1`)?.classList.add("lit");
-    if (c >= 0 && (r < 0 || this.data.rows[r].layered)) this.nodes.get(`-1,${c}`)?.classList.add("lit");
-    this.explain(r, r >= 0 && c >= 0 && !this.data.rows[r].layered ? 0 : c);
+    if (c >= 0 && (r < 0 || this.data.rows[r]?.layered)) this.nodes.get(`-1,${c}`)?.classList.add("lit");
+    const lines = this.explain(r, r >= 0 && c >= 0 && !this.data.rows[r].layered ? 0 : c, Boolean(slide));
+    this.tip.replaceChildren(...lines.map(([tag, text]) => make(tag, "", text)));
+    this.putTip(x, y);
+  }
+
+  putTip(x, y) {
     const box = this.tip.getBoundingClientRect();
     const right = document.documentElement.clientWidth;
     const bottom = document.documentElement.clientHeight;
     const left = x + 16 + box.width > right ? x - box.width - 12 : x + 16;
     const top = y + 18 + box.height > bottom ? y - box.height - 12 : y + 18;
-    const own = this.origin();
+    this.tip.style.left = this.tip.style.top = "0px";
+    const own = this.tip.getBoundingClientRect(); // a transformed ancestor makes "fixed" relative to itself
     this.tip.style.left = `${Math.max(4, left) - own.x}px`;
     this.tip.style.top = `${Math.max(4, top) - own.y}px`;
   }
 
-  origin() {
-    // a transformed ancestor makes "fixed" relative to itself; measure instead of assuming
-    this.tip.style.left = this.tip.style.top = "0px";
-    const box = this.tip.getBoundingClientRect();
-    return { x: box.left, y: box.top };
-  }
-
-  explain(r, c) {
-    const line = (tag, text) => {
-      const node = document.createElement(tag);
-      node.textContent = text;
-      return node;
-    };
-    if (r < 0) {
-      this.tip.replaceChildren(line("b", `Layer ${c}`), line("i", "Click: take the whole layer from B, or give it back to A."));
-      return;
-    }
+  explain(r, c, slide) {
+    const does = brushWords();
     const row = this.data.rows[r];
-    if (c < 0) {
-      const act = row.layered ? "Click: take the whole row from B, or give it back to A." : "Click: take it from B, or give it back to A.";
-      this.tip.replaceChildren(line("b", row.module), line("div", row.explain), line("i", act));
-      return;
+    const where = row && !row.layered ? "" : rangeWords();
+    const title = r < 0 ? `Layer ${c}` : row ? row.module : "The whole board";
+    if (slide) {
+      const drag = `Drag, or use the arrow keys, to blend${where}: left is A, right is B. Shift goes beyond both.`;
+      return [["b", `${title}: share of B`], ["i", drag]];
     }
-    const act = row.fixed[c] ? "" : " Click to toggle, drag to brush a block.";
+    if (r < 0) return [["b", title], ["i", `Click: ${does}, the whole layer. Drag over several.`]];
+    if (c < 0) {
+      const what = row && !row.layered ? "" : row ? ", the whole row" : ", everything";
+      return [["b", title], ...(row ? [["div", row.explain]] : []), ["i", `Click: ${does}${what}${where}.`]];
+    }
     const source = this.source(r, c);
-    this.tip.replaceChildren(
-      line("b", this.place(r, c)),
-      line("div", row.explain),
-      line("div", this.note(r, c)),
-      line("i", `${source[0].toUpperCase()}${source.slice(1)}.${act}`),
-    );
+    const act = this.now[r][c] === "" ? "" : ` Click or drag: ${does}.`;
+    return [
+      ["b", this.place(r, c)],
+      ["div", row.explain],
+      ["div", this.note(r, c)],
+      ["i", `${source[0].toUpperCase()}${source.slice(1).replace(/\.$/, "")}.${act}`],
+    ];
   }
 }
 
@@ -408,6 +519,6 @@ export default function (component) {
     board = new Board(parentElement);
     boards.set(parentElement, board);
   }
-  board.update(data, (value) => setTriggerValue("toggle", value));
+  board.update(data, (value) => setTriggerValue("gesture", value));
   return () => boards.delete(parentElement);
 }
