@@ -221,6 +221,7 @@ def main(what: str) -> None:
     UNFINISHED.touch()
     if "app" in missing:
         install_app(machine)
+        run([str(PYTHON), "-c", "from sfn import delta_kernel; delta_kernel.make_ready()"], "Delta cannot be compiled.")
     if "test" in missing:
         pip("install", "--no-deps", "--quiet", "-r", str(TEST_LOCK))
     fresh = STAMP.with_suffix(".new")

@@ -1,16 +1,22 @@
 """What changed between a tensor of A and the same tensor of B: figures and histograms. Pure.
 
-One pass over both sides in blocks of rows, bounded memory, the same result whatever the blocks. Nothing is stored or
-drawn here; what many tensors show together is read by `sfn.readings`.
+One pass over both sides in blocks of rows, on all cores, in bounded memory. Nothing is stored or drawn here; what many
+tensors show together is read by `sfn.readings`.
 
-Every element is widened to float64, exactly (safetensors' floats all fit), before anything is computed. Sums are taken
-over runs of `RUN` elements, which start at fixed places in the flattened tensor, and added up without rounding.
+The same bits come out whatever the blocks and however many threads: sums are taken in float64 over runs of RUN
+elements, which start at fixed places in the flattened tensor, and added up without rounding. The arithmetic is
+`delta_kernel`'s.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -26,18 +32,10 @@ if TYPE_CHECKING:
 
     from sfn.pairs import Pair, TensorPair
 
-__all__ = ["BLOCK", "EDGES", "RUN", "Pooled", "aggregate", "measure", "scan", "sentence"]
+__all__ = ["BLOCK", "Pooled", "aggregate", "measure", "scan", "sentence"]
 
-RUN = 1 << 15  # elements summed at once; its arrays (256 KiB each) stay in the processor's cache
-BLOCK = 1 << 20  # elements read at once
-
-EDGES: np.ndarray = np.arange(-100, 101) / 100
-"""The 201 edges of a histogram's inner bins, float64: bin i holds EDGES[i] <= r < EDGES[i + 1], the last one r = 1 too.
-numpy.histogram(r, EDGES) counts the same."""
-
-_OFFSET = 1e-8  # of the paper's released scripts
-# With what lies outside: place 1 is below -1, places 2 to 201 are the bins, place 202 is above 1.
-_PLACES = np.concatenate([[-np.inf, -np.inf], EDGES[:-1], [np.nextafter(1, 2), np.nan]])
+BLOCK = 1 << 22  # elements read at once
+_STRETCH = 1 << 18  # elements that one thread measures at a time: a millisecond or less
 
 Progress = Callable[[int, int, str], None]
 
@@ -151,23 +149,24 @@ def measure(
             blocks of any shape, not necessarily the same on both sides. Any real dtype; float8 included.
         shape: shape of the whole. dtypes: the safetensors codes of A's and B's elements ("BF16").
 
-    Counted in float64: r = (b - a) / (|a| + 1e-8) for the form "script", r = (b - a) / a for "paper", against `EDGES`.
-    NaN and infinite elements add nothing to a sum, while n in the RMS shift is all elements. A tensor without a single
-    finite element has NaN figures; one of no elements has zeros. Across dtypes NaN equals NaN in `changed_share`.
-    Values beyond 1e154 (float64 checkpoints alone have them) overflow the sums to infinity.
+    Counted as in float64: r = (b - a) / (|a| + 1e-8) for the form "script", r = (b - a) / a for "paper", against
+    `delta_kernel.EDGES`. NaN and infinite elements add nothing to a sum, while n in the RMS shift is all elements. A
+    tensor without a single finite element has NaN figures; one of no elements has zeros. Across dtypes NaN equals NaN
+    in `changed_share`. Values beyond 1e154 (float64 checkpoints alone have them) overflow the sums to infinity.
 
     Raises PairError when the two sides do not hold the same number of elements, `shape`'s.
     """
-    tally = _Tally(same_dtype=dtypes[0] == dtypes[1])
-    runs_b = _runs(b, name)
-    with np.errstate(all="ignore"):
-        for bits_a, values_a in _runs(a, name):
-            bits_b, values_b = next(runs_b, (bits_a[:0], values_a[:0]))
-            if len(values_a) != len(values_b):
-                raise PairError(f"{name}: A and B do not hold the same number of elements, so they cannot be compared.")
-            tally.add(bits_a, values_a, bits_b, values_b)
-    if tally.n != math.prod(shape) or next(runs_b, None) is not None:
-        raise PairError(f"{name}: the elements read do not fill its shape {shape}, so it cannot be compared.")
+    tally = _Tally(dtypes[0] == dtypes[1])
+    under_way: deque[Future[_Found]] = deque()
+    for left, right in _stretches(name, a, b, math.prod(shape)):
+        if not under_way and left.bits.size < _STRETCH:
+            tally.add(_measured(left, right, tally.same_dtype))  # a small tensor is not worth handing on
+            continue
+        under_way.append(_threads().submit(_measured, left, right, tally.same_dtype))
+        if len(under_way) > 2 * _cores():
+            tally.add(under_way.popleft().result())
+    for measured in under_way:
+        tally.add(measured.result())
     part = anatomy.parse(name)
     return TensorDelta(
         name=name,
@@ -187,44 +186,79 @@ def measure(
     )
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="sfn-delta")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one stretch gave: `delta_kernel.stretch` says what the arrays hold."""
+
+    n: int
+    largest: float
+    sums: np.ndarray
+    counts: np.ndarray
+    histograms: np.ndarray
+
+
+def _measured(a: _Elements, b: _Elements, same_dtype: bool) -> _Found:
+    from sfn import delta_kernel as kernel
+
+    sums = np.zeros((-(-a.bits.size // kernel.RUN), 4))
+    counts, histograms = np.zeros(3, np.int64), np.zeros((2, kernel.PLACES), np.int64)
+    if a.wide or b.wide:
+        x, y = a.values(), b.values()
+        differs = a.bits != b.bits if same_dtype else (x != y) & ~(np.isnan(x) & np.isnan(y))
+        counts[kernel.CHANGED] = np.count_nonzero(differs)
+        largest = kernel.stretch_of_values(x, y, kernel.EDGES, sums, counts, histograms)
+    else:
+        short = a.short and b.short
+        largest = kernel.stretch(
+            a.bits, b.bits, a.table, b.table, same_dtype, short, kernel.EDGES, sums, counts, histograms
+        )
+    return _Found(a.bits.size, largest, sums, counts, histograms)
+
+
 class _Tally:
-    """Running sums and counts of one tensor."""
+    """Sums and counts of one tensor. Stretches may be added in any order."""
 
     def __init__(self, same_dtype: bool) -> None:
         self.same_dtype = same_dtype
-        self.n = self.changed = self.zeros = self.nonfinite = 0
+        self.n = 0
         self.largest = 0.0
-        self.sums: list[tuple[float, float, float, float]] = []  # per run: Σ(b-a)², Σa², Σb², Σab
-        self.counts = {form: np.zeros(202, np.int64) for form in ("script", "paper")}  # below, 200 inner, above
+        self.sums: list[np.ndarray] = []
+        self.counts: np.ndarray | int = 0
+        self.histograms: np.ndarray | None = None
 
-    def add(self, bits_a: np.ndarray, a: np.ndarray, bits_b: np.ndarray, b: np.ndarray) -> None:
-        """One run: the stored bits and the float64 values of both sides."""
-        self.n += len(a)
-        if self.same_dtype:
-            self.changed += int(np.count_nonzero(bits_a != bits_b))
-        else:
-            self.changed += int(np.count_nonzero((a != b) & ~(np.isnan(a) & np.isnan(b))))
-        shift = b - a
-        sums = _sums(a, b, shift)
-        if not math.isfinite(sums[1] + sums[2]):  # a finite sum of squares has no NaN and no infinity in it
-            finite = np.isfinite(a) & np.isfinite(b)
-            self.nonfinite += len(a) - int(np.count_nonzero(finite))
-            a, b, shift = a[finite], b[finite], shift[finite]
-            sums = _sums(a, b, shift)
-        if not len(a):
-            return
-        self.sums.append(sums)
-        self.largest = max(self.largest, float(shift.max()), -float(shift.min()))
-        zero = a == 0
-        if zeros := int(np.count_nonzero(zero)):
-            self.zeros += zeros
-            a, shift = a[~zero], shift[~zero]
-        self.counts["script"] += _bin_counts(shift / (np.abs(a) + _OFFSET))
-        self.counts["paper"] += _bin_counts(shift / a)
+    def add(self, found: _Found) -> None:
+        """One stretch."""
+        self.n += found.n
+        self.largest = max(self.largest, found.largest)
+        self.sums.append(found.sums)
+        self.counts = self.counts + found.counts
+        self.histograms = found.histograms if self.histograms is None else self.histograms + found.histograms
+
+    def _count(self, which: int) -> int:
+        return int(self.counts[which]) if self.n else 0
+
+    @property
+    def nonfinite(self) -> int:
+        """Elements that are NaN or infinite on either side."""
+        from sfn import delta_kernel as kernel
+
+        return self._count(kernel.NONFINITE)
 
     def figures(self) -> dict[str, float]:
         """The six figures, by their names in TensorDelta."""
-        squares, squares_a, squares_b, products = (math.fsum(run[i] for run in self.sums) for i in range(4))
+        from sfn import delta_kernel as kernel
+
+        sums = np.concatenate(self.sums) if self.sums else np.zeros((0, 4))
+        squares, squares_a, squares_b, products = (math.fsum(column.tolist()) for column in sums.T)
         l2, norm_a, norm_b = math.sqrt(squares), math.sqrt(squares_a), math.sqrt(squares_b)
         figures = {
             "l2_shift": l2,
@@ -235,18 +269,17 @@ class _Tally:
         }
         if self.n and self.nonfinite == self.n:
             figures = dict.fromkeys(figures, math.nan)
-        return figures | {"changed_share": self.changed / self.n if self.n else 0.0}
+        return figures | {"changed_share": self._count(kernel.CHANGED) / self.n if self.n else 0.0}
 
     def histogram(self, form: str) -> Histogram:
         """The counts of one form."""
-        below, *inner, above = self.counts[form].tolist()
-        return Histogram(form, tuple(inner), below, above, self.zeros, self.nonfinite)
+        from sfn import delta_kernel as kernel
 
-
-def _sums(a: np.ndarray, b: np.ndarray, shift: np.ndarray) -> tuple[float, float, float, float]:
-    # einsum, not dot: dot hands runs of this size to BLAS threads, which costs more than it gains and may round
-    # differently from one machine to the next.
-    return tuple(float(np.einsum("i,i->", x, y)) for x, y in ((shift, shift), (a, a), (b, b), (a, b)))
+        places = [0] * kernel.PLACES
+        if self.histograms is not None:
+            places = self.histograms[{"script": kernel.SCRIPT, "paper": kernel.PAPER}[form]].tolist()
+        below, *inner, above = places
+        return Histogram(form, tuple(inner), below, above, self._count(kernel.ZEROS), self.nonfinite)
 
 
 def _cosine(products: float, norm_a: float, norm_b: float, *, unchanged: bool) -> float:
@@ -255,59 +288,121 @@ def _cosine(products: float, norm_a: float, norm_b: float, *, unchanged: bool) -
     return 1.0 if unchanged else max(-1.0, min(1.0, products / norm_a / norm_b))
 
 
-def _bin_counts(r: np.ndarray) -> np.ndarray:
-    """202 counts of r: below -1, in each of the 200 bins, above 1."""
-    place = np.floor(r * 100)
-    np.maximum(place, -101, out=place)
-    np.minimum(place, 100, out=place)
-    place = place.astype(np.int64)
-    place += 102  # right, give or take one: r * 100 was rounded
-    place -= r < _PLACES.take(place)
-    place += r >= _PLACES.take(place + 1)
-    return np.bincount(place, minlength=203)[1:203]
-
-
 # Elements
 
 
-def _runs(blocks: Iterable[torch.Tensor], name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(bits, float64 values) of RUN elements at a time, the last run shorter, wherever the blocks' borders are."""
-    held: list[np.ndarray] = []
-    missing = RUN
-    widen = None
-    for block in blocks:
-        bits, widen = _bits(block, name)
-        while len(bits) >= missing:
-            run = np.concatenate([*held, bits[:missing]]) if held else bits[:missing]
-            yield run, widen(run)
-            held, bits, missing = [], bits[missing:], RUN
-        if len(bits):
-            held.append(bits)
-            missing -= len(bits)
-    if held and widen is not None:
-        run = np.concatenate(held) if len(held) > 1 else held[0]
-        yield run, widen(run)
+_NO_TABLE = np.empty(0, np.float32)
 
 
-def _bits(block: torch.Tensor, name: str) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """A block's stored bits as unsigned whole numbers, flat, and the function that makes float64 values of them.
+@dataclass(frozen=True, slots=True)
+class _Elements:
+    """Elements in a row as they are stored.
 
-    NumPy does the work: it knows no bfloat16, but on runs of this size torch's threads cost more than they gain.
+    Attributes:
+        bits: (n,) unsigned whole numbers. table: float32 value of each of them, empty where they are a float32's first.
+        kind: NumPy's dtype of elements that a float32 cannot hold (float64, whole numbers), else None.
     """
+
+    bits: np.ndarray
+    table: np.ndarray
+    kind: np.dtype | None
+
+    @property
+    def wide(self) -> bool:
+        """Whether float32 cannot hold them."""
+        return self.kind is not None
+
+    @property
+    def short(self) -> bool:
+        """Whether they are bfloat16."""
+        return not self.wide and not len(self.table) and self.bits.itemsize == 2
+
+    def values(self) -> np.ndarray:
+        """(n,) float64."""
+        if self.kind is not None:
+            return self.bits.view(self.kind).astype(np.float64)
+        if len(self.table):
+            return self.table.take(self.bits).astype(np.float64)
+        left = 32 - 8 * self.bits.itemsize
+        return (self.bits.astype(np.uint32) << left).view(np.float32).astype(np.float64)
+
+    def part(self, start: int, stop: int) -> _Elements:
+        """Elements start..stop-1."""
+        return _Elements(self.bits[start:stop], self.table, self.kind)
+
+
+def _stretches(
+    name: str, a: Iterable[torch.Tensor], b: Iterable[torch.Tensor], n: int
+) -> Iterator[tuple[_Elements, _Elements]]:
+    """The same stretch of both sides at a time, none longer than _STRETCH, each but the last of whole runs."""
+    from sfn import delta_kernel as kernel
+
+    sides = [_whole_runs(blocks, name, kernel.RUN) for blocks in (a, b)]
+    held: list[_Elements | None] = [None, None]
+    done = 0
+    while True:
+        held = [mine or next(side, None) for mine, side in zip(held, sides, strict=True)]
+        left, right = held
+        if left is None or right is None:
+            break
+        count = min(left.bits.size, right.bits.size, _STRETCH)
+        yield left.part(0, count), right.part(0, count)
+        done += count
+        held = [side.part(count, side.bits.size) if side.bits.size > count else None for side in (left, right)]
+        if count % kernel.RUN and any(held):
+            break
+    if held != [None, None]:
+        raise PairError(f"{name}: A and B do not hold the same number of elements, so they cannot be compared.")
+    if done != n:
+        raise PairError(f"{name}: the elements read do not fill its shape, which holds {n}, so it cannot be compared.")
+
+
+def _whole_runs(blocks: Iterable[torch.Tensor], name: str, run: int) -> Iterator[_Elements]:
+    """The blocks' elements in pieces of whole runs, the last one what is left; copied only where blocks meet."""
+    left: _Elements | None = None
+    for block in blocks:
+        here = _elements(block, name)
+        if left is not None:
+            missing = run - left.bits.size
+            joined = np.concatenate([left.bits, here.bits[:missing]])
+            if joined.size < run:
+                left = _Elements(joined, here.table, here.kind)
+                continue
+            yield _Elements(joined, here.table, here.kind)
+            here, left = here.part(missing, here.bits.size), None
+        whole = here.bits.size // run * run
+        if whole:
+            yield here.part(0, whole)
+        if here.bits.size > whole:
+            left = here.part(whole, here.bits.size)
+    if left is not None:
+        yield left
+
+
+def _elements(block: torch.Tensor, name: str) -> _Elements:
+    """A block's elements, flat."""
     import torch
 
     flat = block.detach().reshape(-1)
     if flat.is_complex():
         raise PairError(f"{name}: complex elements ({flat.dtype}) have no place in these figures.")
     if flat.dtype == torch.bfloat16:
-        return flat.view(torch.int16).numpy().view(np.uint16), _widen_bfloat16
-    if flat.dtype.is_floating_point and flat.dtype.itemsize == 1:  # float8, in its five kinds
-        values = torch.arange(256, dtype=torch.uint8).view(flat.dtype).to(torch.float32).double().numpy()
-        return flat.view(torch.uint8).numpy(), values.take
+        return _Elements(flat.view(torch.int16).numpy().view(np.uint16), _NO_TABLE, None)
+    if flat.dtype == torch.float32:
+        return _Elements(flat.numpy().view(np.uint32), _NO_TABLE, None)
+    if flat.dtype.is_floating_point and flat.dtype.itemsize <= 2:  # float16, and float8 in its five kinds
+        whole = {1: torch.uint8, 2: torch.int16}[flat.dtype.itemsize]
+        bits = flat.view(whole).numpy()
+        return _Elements(bits.view(f"u{bits.itemsize}"), _table(flat.dtype), None)
     elements = flat.numpy()
-    kind = elements.dtype
-    return elements.view(f"u{kind.itemsize}"), lambda bits: bits.view(kind).astype(np.float64)
+    return _Elements(elements.view(f"u{elements.itemsize}"), _NO_TABLE, elements.dtype)
 
 
-def _widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+@functools.cache
+def _table(dtype: torch.dtype) -> np.ndarray:
+    """float32 value of every bit pattern of a float of one or two bytes."""
+    import torch
+
+    if dtype.itemsize == 1:
+        return torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32).numpy()
+    return torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).to(torch.float32).numpy()

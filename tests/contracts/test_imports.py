@@ -13,11 +13,12 @@ from tests.contracts.source import ROOT, Import, files, imports
 # A room may import its own floor and those above it in this list. A file that is new needs a place here and in the
 # drawing of docs/architecture.md.
 FLOORS = (
-    {"errors", "records", "figures", "anatomy", "mapped_memory", "answer_text"},
-    {"headers", "fingerprints", "readings", "shards", "folders"},
+    {"errors", "records", "figures", "anatomy", "mapped_memory", "places", "answer_text"},
+    {"headers", "fingerprints", "readings", "shards", "folders", "hub"},
     {"checkpoints", "folder_writer"},
     {"differences", "tokenizer_differences", "merged_config", "pairs", "facts"},
-    {"delta", "recipes"},
+    {"delta_kernel", "recipes"},
+    {"delta"},
     {"tables", "charts", "surgery", "sweeps"},
     {"demo", "engines", "store"},
     {"jobs", "engine_queue"},
@@ -31,11 +32,12 @@ FLOORS = (
 NARROW = {
     "errors": set(),
     "records": set(),
-    "store": {"errors", "records"},
+    "store": {"errors", "records", "places"},
 }
-HEAVY = {"torch", "transformers", "vllm", "tokenizers"}
+HEAVY = {"torch", "transformers", "vllm", "tokenizers", "numba"}
 # Modules that import a heavy package when they are imported; so they are themselves imported inside functions alone.
 HEAVY_MODULES = {
+    "sfn.delta_kernel",
     "sfn.engines.transformers_engine",
     "sfn.engines.draw",
     "sfn.engines.layout",

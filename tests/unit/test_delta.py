@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfn import delta
+from sfn.delta_kernel import RUN
 from sfn.errors import PairError
 
 CODES = {
@@ -189,10 +190,10 @@ def test_no_element(shape):
 
 
 def test_result_does_not_depend_on_the_blocks():
-    a, b = pair_of(torch.bfloat16, torch.bfloat16, 3 * delta.RUN + 777, seed=3)
+    a, b = pair_of(torch.bfloat16, torch.bfloat16, 3 * RUN + 777, seed=3)
     whole = measure(a, b)
-    assert measure(a, b, block=delta.RUN) == whole
-    assert measure(a, b, block=delta.RUN - 1) == whole
+    assert measure(a, b, block=RUN) == whole
+    assert measure(a, b, block=RUN - 1) == whole
     assert measure(a, b, block=1999) == whole
     uneven = delta.measure(whole.name, [a], b.split(5000), shape=tuple(a.shape), dtypes=("BF16", "BF16"))
     assert uneven == whole
@@ -215,9 +216,7 @@ def test_sides_of_different_length_are_refused():
     with pytest.raises(PairError, match=r"up_proj.*same number of elements"):
         measure(torch.ones(5), torch.ones(4))
     with pytest.raises(PairError, match="do not fill its shape"):
-        delta.measure(
-            "x", [torch.ones(delta.RUN)], [torch.ones(delta.RUN + 1)], shape=(delta.RUN,), dtypes=("F32", "F32")
-        )
+        delta.measure("x", [torch.ones(RUN)], [torch.ones(RUN)], shape=(RUN + 1,), dtypes=("F32", "F32"))
     with pytest.raises(PairError, match="complex"):
         delta.measure("x", [torch.ones(2) * 1j], [torch.ones(2) * 1j], shape=(2,), dtypes=("C64", "C64"))
 
