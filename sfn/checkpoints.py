@@ -17,6 +17,7 @@ from threading import Event
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from sfn import hub
 from sfn.anatomy import parse
 from sfn.errors import CheckpointError
 from sfn.fingerprints import Memo, Progress
@@ -39,14 +40,20 @@ _TORCH_NAMES = {
 
 
 def open(folder_or_repo: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
-    """The checkpoint in a folder: headers and config are read and checked, weights are not touched.
+    """The checkpoint in a folder, or of a model on the Hub: headers and config are read and checked, weights are not.
+
+    The Hub is meant by `org/name`, `org/name@revision` or a page's URL, where there is no such folder. Its weights are
+    read by ranges when they are asked for.
 
     A folder holds one safetensors file or several, with or without `model.safetensors.index.json`; `config.json` may be
     missing, but not broken. A snapshot folder of a Hub cache carries its repo's name and commit.
 
-    Raises CheckpointError: no such folder, no safetensors, pickled weights only, or a file that breaks the format.
+    Raises CheckpointError: no such folder, no safetensors, pickled weights only, or a file that breaks the format;
+    HubError: no such model, no access, no network.
     """
     folder = Path(folder_or_repo).expanduser()
+    if isinstance(folder_or_repo, str) and not folder.exists() and (meant := hub.address(folder_or_repo)) is not None:
+        return _of_hub(meant, revision)
     _check_folder(folder)
     label, found_revision = _label(folder)
     if revision is not None and revision != found_revision:
@@ -57,6 +64,14 @@ def open(folder_or_repo: str | os.PathLike[str], revision: str | None = None) ->
         )
     tensors, files = read_folder(folder)
     return Checkpoint(label, folder, found_revision, tensors, read_json(folder / "config.json"), files)
+
+
+def _of_hub(meant: hub.Address, revision: str | None) -> Checkpoint:
+    opened = hub.open_repo(meant.repo, revision or meant.revision)
+    listing = opened.files.listing
+    return Checkpoint(
+        listing.repo, opened.files.folder, listing.commit, opened.tensors, opened.config, opened.files, listing.notes
+    )
 
 
 def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -78,6 +93,7 @@ class Files(Protocol):
     def missing_bytes(self) -> int: ...
     def has(self, name: str) -> bool: ...
     def path(self, name: str) -> Path: ...
+    def at_hand(self, name: str) -> bool: ...
     def size(self, name: str) -> int: ...
     def content_key(self, name: str) -> object: ...
     def fingerprint(self, memo: Memo, progress: Progress | None) -> str: ...
@@ -309,11 +325,9 @@ def _check_folder(folder: Path) -> None:
         return
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file. Give the folder that holds it, with its config and tokenizer.")
-    hint = ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        hint = f" For a model on the Hub, download it first: hf download {folder} --local-dir models/{folder.name}"
     raise CheckpointError(
-        f"There is no folder {folder}.{hint} Give a folder on this machine that holds .safetensors files."
+        f"There is no folder {folder}. Give a folder on this machine that holds .safetensors files, or a model on the "
+        "Hub as organisation/name."
     )
 
 

@@ -13,6 +13,18 @@ class CheckpointError(SfnError):
     """A checkpoint cannot be read as it is: the message names the file and, where there is one, the tensor."""
 
 
+class HubError(CheckpointError):
+    """A model on the Hub cannot be found, read or fetched: the message says why and what to do.
+
+    `kind` is one of: address, missing, not a model, gated, forbidden, disabled, token, revision, file, rate limit,
+    server, network, offline, certificate, changed, disk.
+    """
+
+    def __init__(self, message: str, kind: str = "server") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class PairError(SfnError):
     """Two checkpoints cannot be looked at side by side, or not in the way that was asked for."""
 

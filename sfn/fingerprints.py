@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -19,17 +19,26 @@ _CHUNK_BYTES = 1 << 20
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
-def fingerprint(root: Path, files: Iterable[Path], memo: Memo, progress: Progress | None = None) -> str:
+def fingerprint(
+    root: Path,
+    files: Iterable[Path],
+    memo: Memo,
+    progress: Progress | None = None,
+    told: Mapping[Path, str] | None = None,
+) -> str:
     """SHA-256 (hex) over the sorted lines "name, tab, SHA-256 of content" of `files`; names are relative to `root`.
 
     A file whose path, size and mtime are in `memo` is not read again, nor is a link into a Hub cache
-    (`blobs/<sha256>`). The others are read by up to four threads. Raises CheckpointError if one cannot be read or
+    (`blobs/<sha256>`), nor one whose digest is `told`, which need not exist. The others are read by up to four
+    threads. Raises CheckpointError if one cannot be read or
     changes meanwhile.
     """
     files = sorted(files)
-    digests: dict[Path, str] = {}
+    digests = dict(told or {})
     unread: list[tuple[Path, tuple[str, int, int]]] = []
     for file in files:
+        if file in digests:
+            continue
         key = _key(file)
         known = _digest_of_blob(file) or memo.get(key)
         if known is None:

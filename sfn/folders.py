@@ -32,6 +32,10 @@ class FolderFiles:
         self.folder = folder
         self._states = dict(states)
 
+    def adopt(self, file: Path) -> None:
+        """Count `file` among the shards as it is now."""
+        self._states[file] = FileState.of(file.stat())
+
     @property
     def shards(self) -> tuple[Path, ...]:
         """The safetensors files, in order."""
@@ -48,6 +52,10 @@ class FolderFiles:
     def content_key(self, name: str) -> object:
         """Equal for files of equal content, as far as that can be told without reading; None: cannot be told."""
         return None
+
+    def at_hand(self, name: str) -> bool:
+        """Whether the small file can be read without fetching it."""
+        return self.has(name)
 
     def size(self, name: str) -> int:
         """Bytes of the small file."""

@@ -75,25 +75,33 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str], File
     try:
         with open(file, "rb") as stream:
             state = FileState.of(os.fstat(stream.fileno()))
-            prefix = stream.read(8)
-            if len(prefix) < 8:
-                raise CheckpointError(
-                    f"{file} is cut off: {state.size} bytes, less than the 8 that every safetensors file begins with. "
-                    "Download or copy it again."
-                )
-            length = int.from_bytes(prefix, "little")
-            _check_length(file, length, state.size)
+            length = header_length(file, stream.read(8), state.size)
             raw = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
     if len(raw) < length:
         raise CheckpointError(f"{file} was cut while it was being read. Download or copy it again.")
+    return *parse_header(file, raw, state.size), state
+
+
+def parse_header(file: Path, raw: bytes, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensors in the order of their bytes and `__metadata__`, of the JSON that follows the first 8 bytes of `file`.
+
+    size: of the whole file, in bytes. Raises as `read_header`.
+    """
     header = _parse_json(file, raw)
     metadata = _checked_metadata(file, header.pop("__metadata__", None))
-    return _checked_tensors(file, header, 8 + length, state.size), metadata, state
+    return _checked_tensors(file, header, 8 + len(raw), size), metadata
 
 
-def _check_length(file: Path, length: int, size: int) -> None:
+def header_length(file: Path, prefix: bytes, size: int) -> int:
+    """Bytes of the JSON header that the file's first 8 bytes announce; raises CheckpointError if it cannot be so."""
+    if len(prefix) < 8:
+        raise CheckpointError(
+            f"{file} is cut off: {size} bytes, less than the 8 that every safetensors file begins with. "
+            "Download or copy it again."
+        )
+    length = int.from_bytes(prefix[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
             f"{file} says that its header takes {length:,} bytes; at most {MAX_HEADER_BYTES:,} are allowed. "
@@ -104,6 +112,7 @@ def _check_length(file: Path, length: int, size: int) -> None:
             f"{file} says that its header takes {length:,} bytes, but the whole file has {size:,}. "
             "It is cut off or no safetensors file: download or copy it again."
         )
+    return length
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

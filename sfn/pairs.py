@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import Event
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -130,6 +132,32 @@ class Pair:
         """Rows start..stop-1 of one tensor of `side`, as `Checkpoint.read_rows` gives them."""
         return self.checkpoint(side).read_rows(self._stored_name(side, name), start, stop, copy=self._unmapped)
 
+    @contextmanager
+    def read_ahead(self, names: Iterable[str], cancel: Event | None = None) -> Iterator[None]:
+        """While entered, what both sides have of these tensors is fetched ahead, where it must come over a network.
+
+        names: in the order in which they will be read, as `rows` has them; where two vocabularies differ in size, the
+        rows that both have. Set `cancel` to end waiting reads with Cancelled.
+        """
+        plans: dict[int, tuple[Checkpoint, list[tuple[TensorInfo, int, int]]]] = {}
+        for name in names:
+            for side in ("A", "B"):
+                checkpoint = self.checkpoint(side)
+                plan = plans.setdefault(id(checkpoint), (checkpoint, []))[1]
+                plan.append(self._common_range(side, name))
+        with ExitStack() as stack:
+            for checkpoint, ranges in plans.values():
+                stack.enter_context(checkpoint.read_ahead(ranges, cancel))
+            yield
+
+    def _common_range(self, side: Side, name: str) -> tuple[TensorInfo, int, int]:
+        """The bytes of a tensor's rows that both sides have."""
+        info = self.checkpoint(side).info(self._stored_name(side, name))
+        row = self._by_name[name]
+        rows = min((part.shape[0] for part in (row.a, row.b) if part is not None and part.shape), default=1)
+        size = info.size_bytes * rows // info.shape[0] if info.shape and info.shape[0] else info.size_bytes
+        return info, info.start, info.start + size
+
     def _stored_name(self, side: Side, name: str) -> str:
         if self.info(side, name) is None:
             where = self.checkpoint(side).folder
@@ -151,6 +179,7 @@ def compare(a: Checkpoint, b: Checkpoint) -> Pair:
     head = a.head_name or b.head_name or DEFAULT_HEAD
     of_a, of_b = _tensors_with_head(a, head), _tensors_with_head(b, head)
     findings = [
+        *_notes(a, b),
         *_tensor_findings(a, b, of_a, of_b),
         *config_findings(a, b),
         *tokenizer_findings(a, b),
@@ -198,12 +227,20 @@ def _depth(parts: Iterable[Part]) -> int:
     return max((part.layer + 1 for part in parts if part.layer is not None), default=0)
 
 
+def _notes(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
+    for side, checkpoint in (("A", a), ("B", b)):
+        for note in checkpoint.notes:
+            yield Finding(
+                "revision", "note", f"{side}: {note}", "Results are kept for exactly the files that were read."
+            )
+
+
 def _tensor_findings(
     a: Checkpoint, b: Checkpoint, of_a: dict[str, TensorInfo], of_b: dict[str, TensorInfo]
 ) -> Iterator[Finding]:
     """What the tensors as a whole say: same depth, same vocabulary, tied or not, anything in common."""
     if a.folder.resolve() == b.folder.resolve():
-        yield Finding("folder", "note", "A and B are the same folder.", "Every change is zero, every merge is A.")
+        yield Finding("folder", "note", "A and B are the same model.", "Every change is zero, every merge is A.")
     if not of_a.keys() & of_b.keys():
         sentence = "A and B have not one tensor name in common."
         yield Finding("names", "stop", sentence, "Nothing can be compared or merged: they are different architectures.")

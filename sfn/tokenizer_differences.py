@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from sfn.checkpoints import Checkpoint, read_json, text_config
 from sfn.differences import Finding, Severity
 from sfn.errors import CheckpointError
 
 _FORMATS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_FETCHED_BYTES = 2_000_000  # of a tokenizer, for comparing; larger ones are only fetched to be used
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _SAME_TOKENS = "Ordinary text becomes the same tokens on both sides; prompts with these tokens may not."
 
@@ -26,12 +26,12 @@ def tokenizer_findings(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
 
 
 def _tokenizer(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
-    present = (name for name in _FORMATS if (a.folder / name).is_file() or (b.folder / name).is_file())
+    present = (name for name in _FORMATS if a.has_file(name) or b.has_file(name))
     name = next(present, None)
     if name is None:
         yield Finding("tokenizer", "limit", "Neither side has a tokenizer.", "Delta works; no engine can speak.")
         return
-    lacking = [side for side, part in (("A", a), ("B", b)) if not (part.folder / name).is_file()]
+    lacking = [side for side, part in (("A", a), ("B", b)) if not part.has_file(name)]
     if lacking:
         yield Finding(
             "tokenizer",
@@ -40,16 +40,22 @@ def _tokenizer(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
             "A model speaks with the tokenizer of the side that its head comes from; that side must have one.",
         )
         return
-    if _same_content(a.folder / name, b.folder / name):
+    if _same_content(a, b, name):
         return
     means = (
         "A merged model speaks with the tokenizer of the side that its head comes from. Where token numbers differ, "
         "embedding and head should come from that same side (`emb,head=B`)."
     )
+    unread = [part for part in (a, b) if not part.files.at_hand(name) and part.files.size(name) > _FETCHED_BYTES]
+    if unread:
+        sizes = " and ".join(f"{part.files.size(name) / 1e6:.1f} MB" for part in (a, b))
+        sentence = f"The two {name} differ ({sizes}). Which tokens differ is told once they are on this machine."
+        yield Finding("tokenizer", "limit", sentence, means)
+        return
     if name != "tokenizer.json":
         yield Finding("tokenizer", "limit", f"The two {name} differ.", means)
         return
-    severity, sentence = _compare_tokenizers(read_json(a.folder / name), read_json(b.folder / name))
+    severity, sentence = _compare_tokenizers(read_json(a.file(name)), read_json(b.file(name)))
     yield Finding("tokenizer", severity, sentence, means if severity != "note" else _SAME_TOKENS)
 
 
@@ -116,23 +122,29 @@ def _merges(tokenizer: dict[str, object]) -> list[str]:
     return [" ".join(map(str, rule)) if isinstance(rule, list) else str(rule) for rule in rules]
 
 
-def _same_content(a: Path, b: Path) -> bool:
+def _same_content(a: Checkpoint, b: Checkpoint, name: str) -> bool:
+    """Whether both sides' file is the same; what lies on the Hub is compared by what it is called there."""
+    keys = a.files.content_key(name), b.files.content_key(name)
+    if None not in keys:
+        return keys[0] == keys[1]
     try:
-        return a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
+        if a.files.size(name) != b.files.size(name):
+            return False
+        return a.file(name).read_bytes() == b.file(name).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{error.filename or a} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(f"{error.filename or name} cannot be read: {error.strerror or error}.") from error
 
 
 def chat_template(checkpoint: Checkpoint) -> str | None:
     """The default chat template, from chat_template.jinja, chat_template.json or tokenizer_config.json."""
-    file = checkpoint.folder / "chat_template.jinja"
+    file = checkpoint.file("chat_template.jinja")
     try:
         if file.is_file():
             return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}.") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
-        found = read_json(checkpoint.folder / name).get("chat_template")
+        found = read_json(checkpoint.file(name)).get("chat_template")
         if isinstance(found, list):  # several, by name
             named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
             found = named.get("default")
@@ -159,7 +171,7 @@ def _chat_template(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
 
 
 def _generation(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
-    settings = [read_json(part.folder / "generation_config.json") for part in (a, b)]
+    settings = [read_json(part.file("generation_config.json")) for part in (a, b)]
     for key, role in (("eos_token_id", "end"), ("bos_token_id", "start")):
         of_a, of_b = (_token_ids(part, table, key) for part, table in zip((a, b), settings, strict=True))
         if of_a != of_b:

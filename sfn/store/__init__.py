@@ -7,7 +7,6 @@ file at a time; inside it a `Store` may be used from any number of threads.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfn.errors import StoreError
+from sfn.places import cache_folder
 from sfn.records import Generation, HistogramForm, Question, TensorDelta
 from sfn.store.file import explain, open_file, unusable
 from sfn.store.rows import (
@@ -77,12 +77,6 @@ _TOKENS_PER_S = """CASE WHEN n_tokens > 1 AND elapsed_s > first_token_s
 # which is the order of the scan.
 _ANATOMICAL = """CASE WHEN layer IS NOT NULL THEN 1 WHEN block = 'embedding' THEN 0 WHEN block = 'norm' THEN 2
     WHEN block = 'head' THEN 3 ELSE 4 END, layer, number"""
-
-
-def cache_folder() -> Path:
-    """Where SfN writes: the folder that SFN_CACHE names, otherwise `cache/` of the project."""
-    named = os.environ.get("SFN_CACHE", "").strip()
-    return Path(named).expanduser() if named else Path(__file__).resolve().parents[2] / "cache"
 
 
 def default_path() -> Path:

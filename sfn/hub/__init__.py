@@ -1,0 +1,14 @@
+"""Models on the Hugging Face Hub: found by name, known from their headers, read by byte ranges.
+
+`address(text)` says whether a text means the Hub, `find(repo, revision)` what is there at which commit, and `open_repo`
+gives what `sfn.checkpoints` makes a checkpoint of. Everything goes through huggingface_hub's own client, so that its
+variables (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE) mean what they always do; it is imported when first needed.
+"""
+
+from sfn.hub.access import offer_token
+from sfn.hub.addresses import Address, address
+from sfn.hub.files import HubFiles
+from sfn.hub.listing import HubFile, Listing, find
+from sfn.hub.opening import Opened, open_repo
+
+__all__ = ["Address", "HubFile", "HubFiles", "Listing", "Opened", "address", "find", "offer_token", "open_repo"]
