@@ -33,10 +33,10 @@ def given_options() -> list[str]:
     return shlex.split(os.environ.get("SFN_VLLM_ARGS", ""))
 
 
-def option(words: Sequence[str], *names: str) -> str | None:
+def option(line: Sequence[str], *names: str) -> str | None:
     """The last value of an option in a command line, by any of its names, as `--name value` or `--name=value`."""
     found = None
-    for word, following in pairwise([*words, ""]):
+    for word, following in pairwise([*line, ""]):
         name, given, value = word.partition("=")
         if name.replace("_", "-") in names:
             found = value if given else following
@@ -93,10 +93,10 @@ def arguments(pair: Pair, plan: Plan, *, device: str, dtype: str, given: Sequenc
         "disable_uvicorn_access_log": True,
         **numbers(pair, device=device, dtype=dtype, length=context(pair, device, given)),
     }
-    return [*(word for name, value in options.items() for word in _words(name, value)), *given]
+    return [*(word for name, value in options.items() for word in words(name, value)), *given]
 
 
-def _words(name: str, value: object) -> list[str]:
+def words(name: str, value: object) -> list[str]:
     """A setting as words of a command line."""
     name = name.replace("_", "-")
     if isinstance(value, bool):

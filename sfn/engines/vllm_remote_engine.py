@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _UNKNOWN = "unknown"  # in the place of a plan's key: no plan has it
 _TURN_S = 120.0  # what is waited for another SfN's answer, or change of weights, to end
 _TRIES = 3  # so often weights are put in place that another SfN replaces at once
-_FRESH_S = 1.0  # so long it is believed that nothing changed; the question after an answer has the last word
+_FRESH_S = 0.2  # so long it is believed that nothing changed; the question after an answer has the last word
 
 
 class RemoteVllmEngine(VllmEngine):
