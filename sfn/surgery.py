@@ -7,10 +7,13 @@ folder is written without ever leaving half of one is `folder_writer`'s.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike
@@ -175,14 +178,14 @@ def _blocks(pair: Pair, name: str, source: Source) -> Iterator[torch.Tensor]:
     info = pair.info("A", name)
     assert info is not None
     dtype = pair.read_rows("A", name, 0, 0).dtype
+    if source.kind == "blend":
+        yield from _ahead(lambda rows: _cast(_blended(pair, name, source.alpha, rows), dtype), _row_blocks(info))
+        return
     generator = torch.Generator().manual_seed(_seed_of(source.seed, name)) if source.kind == "reinit" else None
     fill = _reinit_value(pair, parse(name), info) if source.kind == "reinit" else None
     for rows in _row_blocks(info):
         if source.kind in ("A", "B"):
             block = pair.read_rows("A" if source.kind == "A" else "B", name, rows.start, rows.stop)
-        elif source.kind == "blend":
-            of_a, of_b = (pair.read_rows(side, name, rows.start, rows.stop) for side in _SIDES)
-            block = _blend(of_a, of_b, source.alpha)
         elif source.kind == "zero":
             block = torch.zeros(rows.shape, dtype=dtype)
         elif fill is not None:
@@ -190,6 +193,32 @@ def _blocks(pair: Pair, name: str, source: Source) -> Iterator[torch.Tensor]:
         else:
             block = torch.empty(rows.shape).normal_(0, REINIT_STD, generator=generator)
         yield _cast(block, dtype)
+
+
+def _ahead(work: Callable[[_Rows], torch.Tensor], pieces: Iterator[_Rows]) -> Iterator[torch.Tensor]:
+    """Results of `work` in order, a few of them computed ahead on all cores while the first is used."""
+    waiting: deque[Future[torch.Tensor]] = deque()
+    first = next(pieces)
+    if (second := next(pieces, None)) is None:  # most tensors of a small model: no threads for one piece
+        yield work(first)
+        return
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores, thread_name_prefix="sfn-blend") as pool:
+        try:
+            for rows in itertools.chain((first, second), pieces):
+                waiting.append(pool.submit(work, rows))
+                if len(waiting) > cores:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for left in waiting:
+                left.cancel()
+
+
+def _blended(pair: Pair, name: str, alpha: float, rows: _Rows) -> torch.Tensor:
+    of_a, of_b = (pair.read_rows(side, name, rows.start, rows.stop) for side in _SIDES)
+    return _blend(of_a, of_b, alpha)
 
 
 _SIDES: tuple[Side, Side] = ("A", "B")
