@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from sfn.ui import asking, columns, columns_view, editing, opening, views
+from sfn.ui import asking, columns, columns_view, editing, opening, sweep_view, views
 
 _BESIDE = 24  # a board of at most this many layers leaves room for the recipe and the prompt beside it
 
@@ -36,3 +36,5 @@ match view:
     case "answers":
         asking.draw_buttons(pair, seats, blocked=bool(edit.problem))
         columns_view.draw(pair, seats, above_rem=45 if beside else 55)
+    case "sweep":
+        sweep_view.draw(pair, edit.plan)

@@ -146,7 +146,8 @@ def draw_prompt() -> None:
         right.caption("A toy of 1.4 M parameters: sums to 99 and a few stories.")
 
 
-def _draw_settings() -> None:
+def draw_settings() -> None:
+    """Prompt mode, length and sampling, behind a button that sums them up."""
     with st.popover(_summary(), icon=":material/tune:", help="Prompt mode, length, temperature, seed"):
         st.segmented_control(
             "Prompt mode",
@@ -220,7 +221,7 @@ def draw_buttons(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> 
             args=("again",),
             help=_GREEDY if greedy else "Draw other answers, with the next seed.",
         )
-        _draw_settings()
+        draw_settings()
         st.toggle("Run on change", key=_ON_CHANGE, help="Every change runs by itself: for the stage.", **state.KEEP)
 
 

@@ -28,7 +28,7 @@ def folders() -> tuple[str, str]:
 def opening() -> Job:
     """The job that opens the chosen pair."""
     a, b = folders()
-    return cached.opening(a, b, state.owner())
+    return cached.opening(a, b, state.browser())
 
 
 def pair() -> Pair:

@@ -39,7 +39,7 @@ def start_if_small(pair: Pair) -> Progress:
     """Measure a small pair that nobody has measured or tried to measure; where it stands then."""
     progress = Progress(pair)
     if progress.missing and progress.job is None and pair.a.size_bytes + pair.b.size_bytes <= _SMALL_BYTES:
-        cached.workbench().scan(pair, state.owner())
+        cached.workbench().scan(pair, state.browser())
         progress = Progress(pair)
     return progress
 

@@ -18,6 +18,7 @@ in the URL after a switch, and cannot bind what no widget edits (the pair, the s
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,7 +123,11 @@ MODES = ("plain", "chat")
 SHOW = ("drawn", "plain", "difference")
 MOST_COLUMNS, BETWEEN_COLUMNS = 6, "|"  # no recipe has a bar
 MOST_SAMPLES = 32
-VIEWS = ("answers",)
+VIEWS = ("answers", "sweep")
+SWEEP_ROWS = ("each", "but", "thirds", "layers", "alpha", "presets", "list")
+SWEEP_COLUMNS = ("prompts", "seeds", "thirds", "layers", "alpha")
+SWEEP_FIGURES = ("text", "tokens", "contains", "like_a", "like_b")
+SWEEP_BASES = ("a", "board", "b")
 
 _MERGE = ("merge",)
 _DELTA = ("delta",)
@@ -150,6 +155,23 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("top_p", "top p", 1.0, number(float, 0.01, 1.0), _MERGE),
     Parameter("top_k", "top k", 0, number(int, 0, 1_000_000), _MERGE),
     Parameter("seed", "seed", 0, number(int, 0, 2**31 - 1), _MERGE),
+    Parameter("sweep", "sweep", 0, number(int, 0, 2**53), _MERGE),
+    Parameter("sweep_figure", "figure of a sweep", "text", one_of(*SWEEP_FIGURES), _MERGE),
+    Parameter("sweep_cell", "cell of a sweep", "", text(20), _MERGE),
+    Parameter("sweep_rows", "rows of a sweep", "each", one_of(*SWEEP_ROWS), _MERGE),
+    Parameter("sweep_columns", "columns of a sweep", "prompts", one_of(*SWEEP_COLUMNS), _MERGE),
+    Parameter("sweep_base", "base of a sweep", "a", one_of(*SWEEP_BASES), _MERGE),
+    Parameter("sweep_source", "source of a sweep", "B", text(100), _MERGE),
+    Parameter("sweep_names", "modules of a sweep", "", text(2000), _MERGE),
+    Parameter("sweep_width", "layers in a window", 1, number(int, 1, 9999), _MERGE),
+    Parameter("sweep_step", "layers between windows", 1, number(int, 1, 9999), _MERGE),
+    Parameter("sweep_low", "lowest alpha", 0.0, number(float, -100, 100), _MERGE),
+    Parameter("sweep_high", "highest alpha", 1.0, number(float, -100, 100), _MERGE),
+    Parameter("sweep_steps", "steps of alpha", 5, number(int, 1, 101), _MERGE),
+    Parameter("sweep_seeds", "number of seeds", 4, number(int, 1, 64), _MERGE),
+    Parameter("sweep_recipes", "recipes of a sweep", "", text(), _MERGE),
+    Parameter("sweep_prompts", "prompts of a sweep", "", text(200_000), _MERGE),
+    Parameter("sweep_reference", "reference answer", "", text(2000), _MERGE),
     Parameter("search", "search", "", text(1000), _HISTORY),
     Parameter("in_pair", "pair to list", "", text(200), _HISTORY),
     Parameter("in_engine", "engine to list", "", text(100), _HISTORY),
@@ -179,8 +201,24 @@ def prepare(*names: str) -> None:
 
 
 def owner() -> str:
-    """Who this viewer is to jobs and to the engine's queue: one random name per browser session."""
+    """Who this viewer is to the engine's queue: one random name per browser session, that is per tab."""
     return st.session_state.setdefault(_OWNER, uuid.uuid4().hex)
+
+
+def browser() -> str:
+    """Who this viewer is to background jobs: one name per browser, so that a job can be cancelled after a reload too.
+
+    It is made from the token that Streamlit keeps in a cookie against forged requests; without one it is `owner()`.
+    """
+    match st.context.cookies.get("_streamlit_xsrf", "").strip('"').split("|"):
+        case ["2", mask, masked, _]:  # the token is masked anew with every page, by a repeated XOR
+            try:
+                key, token = bytes.fromhex(mask), bytes.fromhex(masked)
+            except ValueError:
+                return owner()
+            plain = bytes(byte ^ key[at % len(key)] for at, byte in enumerate(token)) if key else token
+            return hashlib.sha256(plain).hexdigest()
+    return owner()
 
 
 def problems() -> tuple[str, ...]:

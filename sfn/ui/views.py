@@ -7,7 +7,7 @@ import streamlit as st
 from sfn.ui import state
 
 # View in the address -> what it is called; `pages/merge.py` draws it.
-VIEWS = {"answers": "Answers"}
+VIEWS = {"answers": "Answers", "sweep": "Sweep"}
 
 
 def choose() -> str:
