@@ -50,24 +50,28 @@ def tiny_llama(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", ti
 
 
 def tiny_qwen3(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", tied: bool = False, shards: int = 1,
-               layers: int = 2, hidden: int = 32, vocab: int = 288, **config: object) -> Path:  # fmt: skip
-    """Qwen3: q_norm and k_norm, no biases, heads wider than hidden / heads (4 heads of 16)."""
-    shapes = _llama_shapes(layers, hidden, vocab, intermediate=48, q=64, kv=32, head_norm=16, tied=tied)
-    content = _config("qwen3", "Qwen3ForCausalLM", layers, hidden, vocab, dtype, tied=tied) | {"head_dim": 16} | config
+               layers: int = 2, hidden: int = 32, vocab: int = 288, head_dim: int = 16, **config: object) -> Path:  # fmt: skip
+    """Qwen3: q_norm and k_norm, no biases, heads wider than hidden / heads (4 heads of `head_dim`)."""
+    heads = {"q": 4 * head_dim, "kv": 2 * head_dim, "head_norm": head_dim}
+    shapes = _llama_shapes(layers, hidden, vocab, intermediate=48, **heads, tied=tied)
+    content = _config("qwen3", "Qwen3ForCausalLM", layers, hidden, vocab, dtype, tied=tied)
+    content |= {"head_dim": head_dim} | config
     return write_checkpoint(folder, random_tensors(shapes, seed, dtype), content, shards=shards)
 
 
 def tiny_qwen3_moe(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", experts: int = 4, shards: int = 1,
-                   layers: int = 2, hidden: int = 32, vocab: int = 288, **config: object) -> Path:  # fmt: skip
-    """Qwen3-MoE with one tensor per expert and projection, as on disk; 2 of `experts` experts per token."""
-    shapes = _llama_shapes(layers, hidden, vocab, intermediate=None, q=64, kv=32, head_norm=16, tied=False)
+                   layers: int = 2, hidden: int = 32, vocab: int = 288, head_dim: int = 16, width: int = 16,
+                   **config: object) -> Path:  # fmt: skip
+    """Qwen3-MoE with one tensor per expert and projection, as on disk; 2 of `experts` experts, `width` wide, a token."""
+    heads = {"q": 4 * head_dim, "kv": 2 * head_dim, "head_norm": head_dim}
+    shapes = _llama_shapes(layers, hidden, vocab, intermediate=None, **heads, tied=False)
     for layer in range(layers):
         mlp = f"model.layers.{layer}.mlp"
         shapes[f"{mlp}.gate.weight"] = (experts, hidden)
         for expert in range(experts):
-            shapes |= _mlp_shapes(f"{mlp}.experts.{expert}", hidden, 16)
+            shapes |= _mlp_shapes(f"{mlp}.experts.{expert}", hidden, width)
     content = _config("qwen3_moe", "Qwen3MoeForCausalLM", layers, hidden, vocab, dtype, tied=False)
-    content |= {"head_dim": 16, "num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    content |= {"head_dim": head_dim, "num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": width,
                 "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}  # fmt: skip
     return write_checkpoint(folder, random_tensors(shapes, seed, dtype), content | config, shards=shards)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sfn.pairs import Pair
     from sfn.recipes import Plan, Source
 
-VERSION = "2"  # of what an order says and what the workers answer: both sides must speak the same
+VERSION = "3"  # of what an order says and what the workers answer: both sides must speak the same
 _BLOCK_BYTES = 4096  # what is read at once, whatever is asked for
 _MOST_BLOCKS = 4096  # sampled of one side: some seconds from a cold disk, whatever the model's size
 

@@ -1,5 +1,6 @@
 """The vLLM engine: a vLLM server in a process of its own whose weights follow the recipe. Owns the server's life and
-what is said to it; does not own the process mechanics (`vllm_server`), nor the weights' way into vLLM (`vllm_worker`).
+what is said to it; does not own the process mechanics (`vllm_server`), nor the weights' way into vLLM (`vllm_swap`, and
+`vllm_worker` on the other side).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from sfn import recipes
-from sfn.engines import asking, hardware, orders, text, vllm_command, vllm_server
+from sfn.engines import asking, hardware, orders, text, vllm_command, vllm_server, vllm_swap
 from sfn.engines.base import Piece, Score, Status
 from sfn.errors import Cancelled, EngineError, SfnError
 from sfn.records import FinishReason, PromptMode, Sampling
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from sfn.pairs import Pair
     from sfn.recipes import Plan, Recipe
 
-# Architectures whose weights vLLM swaps rightly while it runs, each compared with transformers recipe by recipe. Others
-# are started anew for every recipe: fused experts, for one, came out wrong (Qwen3-MoE on a CPU, logprobs off by 0.3).
-_SWAPPED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _START_S = 900.0  # a large model read from a slow disk takes minutes
+_UNKNOWN = "unknown"  # in the place of a plan's key: no plan has it
 _open_engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
 
@@ -48,6 +47,9 @@ class VllmEngine:
         self._speeches: dict[str, text.Speech] = {}
         self._wanted: Recipe = recipes.Recipe()
         self._plan: Plan | None = None
+        self._became = vllm_swap.Became()
+        self._note = ""  # of the last change of weights, for who reads the status
+        self._cancel = Event()  # of the change of weights that is under way
         self._status = Status("vllm", version, self._device, self._dtype, "stopped", None, None)
         _open_engines.add(self)
 
@@ -93,25 +95,37 @@ class VllmEngine:
 
     def be(self, recipe: Recipe, *, cancel: Event | None = None) -> None:
         plan = recipes.resolve(recipe, self._pair)
-        if cancel is not None and cancel.is_set():
+        self._cancel = cancel or Event()
+        if self._cancel.is_set():
             raise Cancelled("The change of weights was cancelled before it began.")
-        self._wanted = recipe
+        before, self._note = self._status, ""
+        wanted, self._wanted = self._wanted, recipe
         try:
             held = self._held()
-            if held is None or (held != plan.key and self._pair.a.config.get("model_type") not in _SWAPPED):
+            if held is None or (held != plan.key and self._became.fixed):
                 self._start(plan)
+                self._prove(plan)
             elif held != plan.key:
                 self._swap(plan)
+        except vllm_swap.Refused as error:
+            self._status, self._wanted = before, wanted
+            raise EngineError(f"{self._unplaced(plan)}: {error}. It still holds what it held.") from error
+        except Cancelled:
+            self._plan = None
+            self._tell("idle" if self._alive() else "stopped", recipe=None, plan_key=None, detail="cancelled")
+            raise
         except BaseException as error:
             self._end()
             self._tell("dead", recipe=None, plan_key=None, detail=str(error))
             raise
         self._plan = plan
-        self._tell("idle", recipe=recipes.format(recipe), plan_key=plan.key)
+        self._tell("idle", recipe=recipes.format(recipe), plan_key=plan.key, detail=self._note)
 
     def _held(self) -> str | None:
         """Key of the plan whose weights the server holds; None where a server has to be started first."""
-        return self._plan.key if self._alive() and self._plan is not None else None
+        if not self._alive():
+            return None
+        return _UNKNOWN if self._plan is None else self._plan.key
 
     def _start(self, plan: Plan) -> None:
         """A new server that holds the plan's weights from the start, warmed up."""
@@ -137,22 +151,54 @@ class VllmEngine:
         except EngineError as error:
             raise EngineError(f"vLLM cannot run this model ({error}). {self._server.last_words()}") from error
 
+    def _prove(self, plan: Plan) -> None:
+        """Have a new server prove that it holds `plan`, and say whether it can become another while it runs."""
+        self._tell("starting", detail="checking the weights")
+        self._became = self._become(plan)
+        if self._became.fixed:
+            self._note = f"vLLM is started anew for every recipe: {self._became.fixed}"
+
     def _swap(self, plan: Plan) -> None:
-        """Other weights into the running server: pause, reload, drop what was computed with the old ones, resume."""
-        self._tell("loading", recipe=None, plan_key=None, detail=plan.sentence)
+        """Other weights into the running server: pause, change, drop what was computed with the old ones, resume."""
+        if lost := self._became.nowhere.intersection(plan.moved):
+            raise vllm_swap.Refused(f"vLLM has no place for {sorted(lost)[0]} in this model")
         server = self._server
+        self._tell("loading", recipe=None, plan_key=None, detail=plan.sentence)
         self._pause()
-        swap = {"method": "sfn_become", "args": [orders.order(self._pair, plan)], "timeout": _START_S}
-        answer = server.call("POST", "/collective_rpc", swap)
-        for result in answer["results"]:  # one per worker
-            if "error" in result:
-                raise EngineError(
-                    f"vLLM could not put the weights of “{recipes.format(plan.recipe) or 'all A'}” in place: "
-                    f"{result['error']}. The next request starts it anew. Its log: {server.log}"
-                )
+        try:
+            self._became = self._become(plan)
+        except vllm_swap.Refused:
+            server.call("POST", "/resume")
+            raise
+        if self._became.fixed:
+            raise EngineError(f"{self._unplaced(plan)}, {self._became.fixed}. It has to be started anew with them.")
         if not server.call("POST", "/reset_prefix_cache")["success"]:
             raise EngineError("vLLM would not drop what it had computed with the old weights; it is started anew.")
         server.call("POST", "/resume")
+
+    def _become(self, plan: Plan) -> vllm_swap.Became:
+        """The paused server's workers hold `plan`; after a failure midway, all weights are put in place again."""
+        order = orders.order(self._pair, plan)
+
+        def tell(detail: str) -> None:
+            self._tell(self._status.state, detail=detail)
+
+        try:
+            return vllm_swap.become(self._server, order, tell=tell, cancel=self._cancel)
+        except vllm_swap.Damaged as error:
+            self._note = f"all weights were put in place again after a failure: {error}"
+            tell(self._note)
+        try:
+            return vllm_swap.become(self._server, order, afresh=True, tell=tell, cancel=self._cancel)
+        except vllm_swap.Damaged as error:
+            log = self._server.log
+            raise EngineError(
+                f"{self._unplaced(plan)}, twice: {error}. The next request starts it anew. Its log: {log}"
+            ) from error
+
+    @staticmethod
+    def _unplaced(plan: Plan) -> str:
+        return f"vLLM could not put the weights of “{recipes.format(plan.recipe) or 'all A'}” in place"
 
     def _pause(self) -> None:
         """Hold the server still for a change of weights; what it was still asked by us is dropped."""

@@ -1,5 +1,6 @@
 """What runs inside vLLM's own processes: a load format that streams a recipe's tensors from A's and B's safetensors,
-and the call that swaps them in a running server. No merged checkpoint is ever written.
+and the calls that change them in a running server. No merged checkpoint is ever written. How a model's weights are
+changed and proved is `vllm_holding`'s.
 
 The server is started with `--load-format sfn`, the order in `--model-loader-extra-config`, and
 `--worker-extension-cls sfn.engines.vllm_worker.PairWorker`; vLLM imports that class in every worker before it loads a
@@ -9,22 +10,21 @@ model, which is what registers the format there. Never imported by the app.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import torch
+from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER, register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.platforms import current_platform
 
-from sfn import surgery
 from sfn.engines import orders
 from sfn.engines.orders import Order
-from sfn.errors import EngineError, SfnError
-from sfn.pairs import Pair
-from sfn.recipes import Source
+from sfn.engines.vllm_holding import Holding
+from sfn.errors import SfnError
 
 LOAD_FORMAT = "sfn"
 
@@ -47,17 +47,7 @@ class Held:
 HELD = Held()
 
 
-class Stream:
-    """The ordered tensors, one at a time, in A's dtype; `ended` tells whether all of them were taken."""
-
-    def __init__(self, pair: Pair, sources: Mapping[str, Source]) -> None:
-        self._pair, self._sources = pair, sources
-        self.ended = False
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, source in self._sources.items():
-            yield name, surgery.build(self._pair, name, source)
-        self.ended = True
+HOLDINGS: WeakKeyDictionary[torch.nn.Module, Holding] = WeakKeyDictionary()
 
 
 class PairLoader(BaseModelLoader):
@@ -67,19 +57,13 @@ class PairLoader(BaseModelLoader):
         """Nothing to download: both checkpoints are folders."""
 
     def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
-        """First load. Raises EngineError where the checkpoint leaves a parameter of the model unset."""
+        """First load. Raises SfnError: the order does not fit, or a parameter of the model would stay unset."""
         start = self.load_config.model_loader_extra_config
-        stream = Stream(*orders.carry_out(start, start))
+        pair, sources = orders.carry_out(start, start)
         HELD.change()
-        loaded = model.load_weights(iter(stream))
-        if loaded is not None and (unset := {name for name, _ in model.named_parameters()} - set(loaded)):
-            raise EngineError(f"No tensor of the pair fills {', '.join(sorted(unset)[:3])}: A is incomplete.")
+        HOLDINGS[model] = Holding(model)
+        HOLDINGS[model].load(pair, sources)
         HELD.plan_key = start["plan_key"]
-
-    def get_all_weights(self, model_config: Any, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """The same stream for vLLM's own `reload_weights`."""
-        start = self.load_config.model_loader_extra_config
-        return iter(Stream(*orders.carry_out(start, start)))
 
 
 if LOAD_FORMAT not in _LOAD_FORMAT_TO_MODEL_LOADER:
@@ -115,24 +99,47 @@ class PairWorker:
         except SfnError as error:
             return {"error": str(error)}
 
-    def sfn_become(self, order: Order) -> dict[str, Any]:
-        """Put the ordered weights in place of those that are held.
+    def sfn_become(self, order: Order, afresh: bool = False, budget_s: float = 1.0) -> dict[str, Any]:
+        """Put the ordered weights in place of those that are held, and prove that the model computes with them.
 
-        Every tensor is streamed: vLLM's layerwise reload corrupts a fused module of which it gets a part only.
-        Errors come back as {"error": sentence, "touched": whether the model is damaged}: an exception would reach the
-        app as a bare HTTP 500.
+        Only modules of which a tensor's source changes are touched, all of them with `afresh`. After `budget_s` seconds
+        the rest is left to the next call: {"left": modules, ...}. What was loaded first is proved by the first call.
+
+        Answers {"plan_key", "left", "modules", "bytes", "seconds", "proved_s", "digest", "nowhere"}, or {"fixed": why
+        this model's weights cannot be changed while it runs}. Errors come back as {"error": sentence, "touched":
+        whether the model may be damaged}: an exception would reach the app as a bare HTTP 500.
         """
         started = time.perf_counter()
+        model = self.model_runner.model  # type: ignore[attr-defined]  # vLLM's Worker
+        holding = HOLDINGS[model]
         try:
-            stream = Stream(*orders.carry_out(order, self.vllm_config.load_config.model_loader_extra_config))  # type: ignore[attr-defined]
+            start = self.vllm_config.load_config.model_loader_extra_config  # type: ignore[attr-defined]
+            pair, sources = orders.carry_out(order, start)
+            holding.settle(self.model_config)  # type: ignore[attr-defined]
+            if holding.fixed:
+                return {"fixed": holding.fixed}
+            holding.check(pair, sources)
         except SfnError as error:
             return {"error": str(error), "touched": False}
-        HELD.change()
+        if HELD.plan_key != order["plan_key"] or afresh:
+            HELD.change()
         try:
-            self.reload_weights(weights_iterator=iter(stream))  # type: ignore[attr-defined]  # vLLM's Worker
+            with torch.inference_mode(), set_current_vllm_config(self.vllm_config):  # type: ignore[attr-defined]
+                work = holding.become(pair, sources, afresh=afresh, budget_s=budget_s)
         except Exception as error:
-            return {"error": f"{type(error).__name__}: {error}", "touched": True}
-        if not stream.ended:
-            return {"error": "vLLM did not take all of the tensors that it was sent", "touched": True}
-        HELD.plan_key = order["plan_key"]
-        return {"plan_key": order["plan_key"], "seconds": time.perf_counter() - started}
+            if holding.fixed:
+                return {"fixed": holding.fixed}
+            HELD.change()
+            told = str(error) if isinstance(error, SfnError) else f"{type(error).__name__}: {error}"
+            return {"error": told, "touched": True}
+        if not work.left:
+            HELD.plan_key = order["plan_key"]
+        answer = asdict(work) | {"plan_key": order["plan_key"], "digest": holding.digest, "nowhere": holding.nowhere}
+        return answer | {"seconds": time.perf_counter() - started}
+
+    def sfn_reread(self) -> dict[str, Any]:
+        """Read all weights again: {"digest": as `sfn_become` tells it, "changed": modules that are no longer what was
+        proved}."""
+        holding = HOLDINGS[self.model_runner.model]  # type: ignore[attr-defined]  # vLLM's Worker
+        with torch.inference_mode():
+            return {"digest": holding.digest, "changed": holding.reread()}
