@@ -280,12 +280,12 @@ def running() -> bool:
 
 def mine(whole: Whole) -> bool:
     """Whether an answer is on its way because this viewer asked for it."""
-    return whole.active and state.owner() in whole.last.owners
+    return whole.active and state.browser() in whole.last.owners
 
 
 def ask(pair: Pair, columns: tuple[Seat, ...]) -> None:
     """Put what is missing into the engine's queue; withdraw what this viewer asked before and wants no more."""
-    room, owner, shown = cached.workbench().engines, state.owner(), _shown()
+    room, owner, shown = cached.workbench().engines, state.browser(), _shown()
     wanted = missing(columns)
     for seat in columns:
         answer = shown.get((seat.id, seat.sample))
@@ -300,7 +300,7 @@ def ask(pair: Pair, columns: tuple[Seat, ...]) -> None:
 
 def stop(id: str = "") -> None:
     """Withdraw from every answer on screen that is still to come, or from those of one column; what there is stays."""
-    room, owner = cached.workbench().engines, state.owner()
+    room, owner = cached.workbench().engines, state.browser()
     spots = [(column, Whole((first, *continuing.parts(first)))) for (column, _sample), first in _shown().items()]
     spots += [(column, whole) for column, samples in _pinned().items() for whole in samples.values()]
     for column, answer in spots:

@@ -62,7 +62,7 @@ def go_on(pair: Pair, plan: Plan, whole: Whole) -> None:
         "Preparing to continue",
         lambda _job: cached.speech(str(side.folder), side.label).continued(question.prompt, so_far),
         key=f"continue {question.key} {len(so_far)}",
-        owner=state.owner(),
+        owner=state.browser(),
     )
     _pending()[question.key] = (job, pair, plan, first)
     job.finished.wait(_PATIENCE_S)
@@ -85,5 +85,5 @@ def catch_up() -> str:
 
 def _ask(pair: Pair, plan: Plan, first: Answer, prompt: str) -> None:
     room = cached.workbench().engines
-    answer = room.ask(pair, plan, prompt, "plain", first.question.sampling, state.owner())
+    answer = room.ask(pair, plan, prompt, "plain", first.question.sampling, state.browser())
     _parts().setdefault(first.question.key, []).append(answer)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn.errors import SfnError
-from sfn.ui import cached, failures, opening, routes, state, style, words
+from sfn.ui import cached, engine_view, failures, opening, routes, state, style, words
 
 if TYPE_CHECKING:
     from sfn.engine_room import EngineRoom
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 _ENGINE = "engine_choice"
 _DRAWN_LIVE = "_sidebar_live"  # whether something worked when the frame was last drawn
 _LIVE_S, _IDLE_S = 1.0, 5.0
-_STATES = {
-    "stopped": "not started yet",
-    "starting": "starting",
-    "loading": "loading weights",
-    "idle": "idle",
-    "busy": "busy",
-    "dead": "dead; the next question starts it again",
-}
 
 
 def draw() -> None:
@@ -119,26 +111,13 @@ def _moving() -> None:
         bench = cached.workbench()
         if _live() != st.session_state.get(_DRAWN_LIVE):
             st.rerun()  # the whole frame, once, so that this fragment gets its other pace
-        _engine_state(bench.engines)
+        engine_view.draw(bench.engines)
         _head("Jobs")
         jobs = bench.jobs.recent()
         for job in jobs:
             _job(job)
         if not jobs:
             st.html('<div class="sfn-muted">nothing runs</div>')
-
-
-def _engine_state(room: EngineRoom) -> None:
-    status = room.status
-    where = " · ".join(word for word in (status.device, status.dtype) if word)
-    waiting = f" · {room.queue_length} waiting" if room.queue_length else ""
-    lines = [f"{html.escape(where)} · " if where else "", _STATES[status.state], waiting]
-    parts = [f"<div>{''.join(lines)}</div>"]
-    if status.recipe is not None:
-        parts.append(f"<div>holds {words.chip(words.recipe(status.recipe))}</div>")
-    if status.detail:
-        parts.append(f'<div class="sfn-muted">{html.escape(status.detail)}</div>')
-    st.html(f'<div class="sfn-pair">{"".join(parts)}</div>')
 
 
 def _job(job: Job) -> None:
@@ -154,6 +133,6 @@ def _job(job: Job) -> None:
 
 def _cancel(number: int) -> None:
     try:
-        cached.workbench().jobs.cancel(number, state.owner())
+        cached.workbench().jobs.cancel(number, state.browser())
     except SfnError as error:
         st.toast(failures.escaped(str(error)))

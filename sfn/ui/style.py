@@ -25,6 +25,9 @@ _RULES = """
 .sfn-chip { display: inline-block; max-width: 100%; box-sizing: border-box; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; padding: .05rem .45rem; border: 1px solid #8A5FBF; border-radius: .3rem; font-size: .82rem;
   vertical-align: bottom; font-family: ui-monospace, 'Noto Sans Mono', 'DejaVu Sans Mono', monospace; }
+.sfn-holds { display: flex; gap: .35rem; align-items: baseline; min-width: 0; white-space: nowrap; }
+[class*="st-key-asked_"] { flex-wrap: nowrap !important; }
+[class*="st-key-asked_"] > :first-child { min-width: 0; flex: 1 1 0; overflow: hidden; }
 .sfn-head { font-size: .78rem; letter-spacing: .06em; text-transform: uppercase; opacity: .7; margin: .2rem 0 -.2rem; }
 .sfn-table { border-collapse: collapse; width: 100%; table-layout: fixed; font-size: .95rem; }
 .sfn-table th, .sfn-table td { text-align: left; padding: .22rem .6rem; border: 0; overflow-wrap: anywhere;

@@ -42,6 +42,18 @@ def eta(time_s: float | None) -> str:
     return "time left not known yet" if time_s is None else f"about {seconds(time_s)} left"
 
 
+def place(before: int, *, background: bool = False) -> str:
+    """Where a question stands that waits for the engine: "next", "2 before it", "in the background, 12 before it"."""
+    where = f"{before} before it" if before else "next"
+    return f"in the background, {where}" if background else where
+
+
+def waiting(front: int, background: int) -> str:
+    """The engine's queue: "3 waiting · 12 in the background"; "" where nothing waits."""
+    said = [f"{front:,} waiting" if front else "", f"{background:,} in the background" if background else ""]
+    return " · ".join(filter(None, said))
+
+
 def recipe(text: str | None) -> str:
     """A recipe in words where it has none."""
     return "not known" if text is None else text or "all A"
