@@ -29,6 +29,7 @@ from sfn.errors import SurgeryError
 from sfn.fingerprints import Memo
 from sfn.folder_writer import MAX_SHARD_BYTES, Chunk, Extent, Outgoing, Progress, check_target, write_folder
 from sfn.merged_config import merged_config, write_json, write_small_files
+from sfn.model_card import card
 from sfn.pairs import PLAIN_FLOATS, Pair, Side
 from sfn.recipes import Plan, Recipe, Source
 
@@ -127,6 +128,7 @@ def write(
 
     def small_files(place: Path) -> None:
         write_json(place / RECIPE_NAME, origin)
+        (place / "README.md").write_text(card(pair, plan, origin), encoding="utf-8")
         write_small_files(place, pair.a, speaker, config)
 
     metadata = {"format": "pt", "sfn_recipe": recipes.format(plan.recipe), "sfn_pair": pair.label, "sfn_plan": plan.key}

@@ -18,7 +18,7 @@ FLOORS = (
     {"checkpoints", "folder_writer"},
     {"differences", "tokenizer_differences", "merged_config", "pairs", "facts"},
     {"delta_kernel", "recipes"},
-    {"delta"},
+    {"delta", "model_card"},
     {"tables", "charts", "surgery", "sweeps"},
     {"demo", "engines", "store"},
     {"jobs", "engine_queue"},
