@@ -91,6 +91,11 @@ class VllmEngine:
     def _tell(self, state: str, *, detail: str = "", **changes: object) -> None:
         self._status = replace(self._status, state=state, detail=detail, **changes)
 
+    @property
+    def became(self) -> vllm_swap.Became:
+        """What the last change of weights took, or why they cannot be changed while vLLM runs."""
+        return self._became
+
     # -- weights ---------------------------------------------------------------------------------------------------
 
     def be(self, recipe: Recipe, *, cancel: Event | None = None) -> None:

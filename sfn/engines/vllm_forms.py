@@ -141,7 +141,7 @@ class Experts(Form):
         module.quant_method.process_weights_after_loading(module)
 
     def fault(self, tensors: Tensors, scratch: Scratch) -> str:
-        """Every expert's bits are summed, which finds any that changed, and it is asked alone, which finds their order."""
+        """Every expert's bits are summed, which finds any change, and it is asked alone, which finds their order."""
         for name, parameter in self.parameters.items():
             have = _bit_sums(getattr(self.module, name).data)
             want, each = torch.zeros(parameter.shape[0], dtype=torch.int64), _numel(parameter) // parameter.shape[0]
