@@ -14,20 +14,21 @@ seats = columns.seats(pair, editing.plans(pair, edit), *asking.question(), askin
 columns.look_up(seats)
 asking.carry_out(pair, seats, blocked=bool(edit.problem))
 
-editing.draw_presets(pair, edit)
 beside = pair.n_layers <= _BESIDE
-if beside:
-    board_place, recipe_place = st.columns([3, 2], gap="medium")
-    prompt_place = recipe_place
-else:
-    board_place = st.container()
-    recipe_place, prompt_place = st.columns(2, gap="medium")
-with board_place:
-    editing.draw_board(pair, edit)
-with recipe_place:
-    editing.draw_text(pair, edit, asking.engine_line(pair, edit.plan))
-with prompt_place:
-    asking.draw_prompt()
+with views.above():
+    editing.draw_presets(pair, edit)
+    if beside:
+        board_place, recipe_place = st.columns([3, 2], gap="medium")
+        prompt_place = recipe_place
+    else:
+        board_place = st.container()
+        recipe_place, prompt_place = st.columns(2, gap="medium")
+    with board_place:
+        editing.draw_board(pair, edit)
+    with recipe_place:
+        editing.draw_text(pair, edit, asking.engine_line(pair, edit.plan))
+    with prompt_place:
+        asking.draw_prompt()
 with st.container(horizontal=True, vertical_alignment="center", gap="small", key="view_bar"):
     view = views.choose()
     if view == "answers":

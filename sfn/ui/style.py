@@ -43,6 +43,11 @@ _RULES = """
 .sfn-said { white-space: pre-wrap; overflow-wrap: anywhere; margin: .15rem 0 .5rem; line-height: 1.55; }
 .sfn-answer { max-height: 26rem; overflow-y: auto; padding: .5rem .7rem; border-radius: .35rem;
   border: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
+.st-key-presets button { border-radius: 999px; min-height: 1.9rem; padding: .05rem .7rem; }
+.st-key-presets button p { font-size: .87rem; }
+.st-key-recipe_field p { font-size: .875rem; }
+.sfn-verdict { min-height: 2.7rem; font-size: .875rem; line-height: 1.35rem; opacity: .85; overflow-wrap: anywhere; }
+.sfn-bad { opacity: 1; color: #b42318; color: light-dark(#b42318, #ff9d94); font-weight: 500; }
 .sfn-tensor { overflow-wrap: anywhere; }
 .sfn-figures th:first-child { width: 45%; }
 .sfn-figures td:last-child { width: auto; opacity: 1; text-align: right; }

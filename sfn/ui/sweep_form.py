@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from sfn import anatomy, demo, recipes, sweeps
 from sfn.sweeps import Prompt, Sweep
@@ -34,13 +35,14 @@ _COLUMNS = {
     "layers": "layers",
     "alpha": "α, from A to B",
 }
-_BASES = {"a": "over all A", "board": "over the board's recipe", "b": "over all B"}
-_SOURCES = {"B": "from B", "A": "from A", "zero": "set to zero", "reinit:1": "drawn at random (seed 1)"}
+_BASES = {"a": "all A", "board": "the board's recipe", "b": "all B"}
+_SOURCES = {"B": "from B", "A": "from A", "zero": "as zeros (damage)", "reinit:1": "at random (damage)"}
+_WHOLE = ("presets", "list")  # rows that are whole recipes: nothing is laid over anything
 _NUMBERS = ("sweep_width", "sweep_step", "sweep_low", "sweep_high", "sweep_steps", "sweep_seeds")
 _CHOICES = ("sweep_rows", "sweep_columns", "sweep_base", "sweep_source", *_NUMBERS, "sweep_recipes", "sweep_reference")
 _NAMES = "_sweep_names"  # the widget's list; the parameter is its text
 _PROMPTS = "_sweep_prompts"  # the widget's text; the parameter is "" while it is the examples
-_HEIGHT_PX = 132
+_HEIGHT_PX = 118
 
 
 def chosen(pair: Pair, plan: Plan) -> Sweep:
@@ -56,7 +58,7 @@ def chosen(pair: Pair, plan: Plan) -> Sweep:
         rows=rows,
         columns=columns,
         prompts=prompts,
-        base="" if rows in ("presets", "list") else base,
+        base="" if rows in _WHOLE else base,
         source=state.get("sweep_source") or "B",
         names=names or ("all",),
         width=state.get("sweep_width"),
@@ -99,28 +101,23 @@ def draw(pair: Pair) -> None:
     legal = sweeps.COLUMNS[rows]
     if state.get("sweep_columns") not in legal:
         state.put("sweep_columns", legal[0])
-    first, second, third, fourth = st.columns([1.1, 1.1, 1, 1.3])
+    first, second, third = st.columns([1, 1, 1.6])
     first.selectbox("Rows: recipes", list(_ROWS), key="sweep_rows", format_func=_ROWS.get, **state.KEEP)
     second.selectbox("Columns", list(legal), key="sweep_columns", format_func=_COLUMNS.get, **state.KEEP)
-    columns = state.get("sweep_columns")
-    axes = (rows, columns)
-    if rows in ("presets", "list"):
-        if rows == "list":
-            third.text_area(
-                "Recipes, one per line", key="sweep_recipes", height=_HEIGHT_PX,
-                placeholder="o_proj@all=B\nmlp@2-4=B:0.5; emb=B", **state.KEEP,
-            )  # fmt: skip
-    else:
-        third.selectbox(
-            "Laid", list(_BASES), key="sweep_base", format_func=_BASES.get,
-            help="What every recipe of the sweep starts from.", **state.KEEP,
+    if rows not in _WHOLE:
+        _draw_names(pair, third)
+    axes = (rows, state.get("sweep_columns"))
+    with st.container(horizontal=True, gap="small"):
+        _draw_amounts(axes)
+    if rows == "list":
+        st.text_area(
+            "Recipes, one per line", key="sweep_recipes", height=_HEIGHT_PX,
+            placeholder="o_proj@all=B\nmlp@2-4=B:0.5; emb=B", **state.KEEP,
         )  # fmt: skip
-        _draw_names(pair, fourth)
-    _draw_amounts(axes)
-    _draw_questions(columns)
+    _draw_questions(axes[1])
 
 
-def _draw_names(pair: Pair, place: st.delta_generator.DeltaGenerator) -> None:
+def _draw_names(pair: Pair, place: DeltaGenerator) -> None:
     options = [*(group for group in anatomy.GROUPS if group != "all"), *sweeps.modules(pair, ("all",))]
     given = [name for name in state.get("sweep_names").split(",") if name]
     st.session_state[_NAMES] = given
@@ -135,45 +132,48 @@ def _draw_names(pair: Pair, place: st.delta_generator.DeltaGenerator) -> None:
 
 
 def _draw_amounts(axes: tuple[str, str]) -> None:
-    """Windows of layers, α, or the source, as far as the axes leave them open."""
-    with st.container(horizontal=True, gap="small"):
-        if "alpha" in axes:
-            for name, label, help in (
-                ("sweep_low", "α from", "0 is A, 1 is B; below 0 and above 1 it goes beyond them."),
-                ("sweep_high", "to", "0 is A, 1 is B; below 0 and above 1 it goes beyond them."),
-            ):
-                st.number_input(label, -100.0, 100.0, key=name, step=0.25, width=120, help=help, **state.KEEP)
-            st.number_input("in steps", 1, 101, key="sweep_steps", step=1, width=120, **state.KEEP)
-        elif axes[0] not in ("presets", "list"):
-            given = state.get("sweep_source")
-            st.selectbox(
-                "What is laid", [*_SOURCES, *([given] if given not in _SOURCES else [])], key="sweep_source",
-                format_func=lambda source: _SOURCES.get(source, source), accept_new_options=True, width=250,
-                help="A source as recipes write it: B, A, zero, reinit:1, B:0.5.", **state.KEEP,
-            )  # fmt: skip
-        if "layers" in axes:
-            st.number_input("Layers in a window", 1, 9999, key="sweep_width", step=1, width=150, **state.KEEP)
+    """The base, then windows of layers, α or the source, as far as the axes leave them open."""
+    if axes[0] not in _WHOLE:
+        st.selectbox(
+            "Starting from", list(_BASES), key="sweep_base", format_func=_BASES.get, width=190,
+            help="What every recipe of the sweep is laid over.", **state.KEEP,
+        )  # fmt: skip
+    if "alpha" in axes:
+        for name, label in (("sweep_low", "α from"), ("sweep_high", "to")):
             st.number_input(
-                "from one to the next", 1, 9999, key="sweep_step", step=1, width=150,
-                help="1: a window begins at every layer.", **state.KEEP,
+                label, -100.0, 100.0, key=name, step=0.25, width=120,
+                help="(1 − α) A + α B: 0 is A, 1 is B; below 0 and above 1 it goes beyond them.", **state.KEEP,
             )  # fmt: skip
-        if "seeds" in axes:
-            st.number_input(
-                "Seeds", 1, 64, key="sweep_seeds", step=1, width=120,
-                help="How many, beginning with the seed of the settings.", **state.KEEP,
-            )  # fmt: skip
-        if "prompts" not in axes:
-            known = _known_reference(state.get("prompt")) if asking.is_bundled() else ""
-            st.text_input(
-                "Reference answer", key="sweep_reference", width=250, placeholder=known or "none",
-                help="What a right answer to the prompt above contains: a word, a number, or /an expression/.",
-                **state.KEEP,
-            )  # fmt: skip
+        st.number_input("in steps", 1, 101, key="sweep_steps", step=1, width=120, **state.KEEP)
+    elif axes[0] not in _WHOLE:
+        given = state.get("sweep_source")
+        st.selectbox(
+            "Modules come", [*_SOURCES, *([given] if given not in _SOURCES else [])], key="sweep_source",
+            format_func=lambda source: _SOURCES.get(source, source), accept_new_options=True, width=230,
+            help="A source as recipes write it: B, A, zero, reinit:1, B:0.5.", **state.KEEP,
+        )  # fmt: skip
+    if "layers" in axes:
+        st.number_input("Layers in a window", 1, 9999, key="sweep_width", step=1, width=150, **state.KEEP)
+        st.number_input(
+            "from one to the next", 1, 9999, key="sweep_step", step=1, width=150,
+            help="1: a window begins at every layer.", **state.KEEP,
+        )  # fmt: skip
+    if "seeds" in axes:
+        st.number_input(
+            "Seeds", 1, 64, key="sweep_seeds", step=1, width=120,
+            help="How many, beginning with the seed of the settings.", **state.KEEP,
+        )  # fmt: skip
+    if "prompts" not in axes:
+        known = _known_reference(state.get("prompt")) if asking.is_bundled() else ""
+        st.text_input(
+            "Reference answer", key="sweep_reference", width=220, placeholder=known or "none",
+            help="What a right answer contains: a word, a number, or /a regular expression/.", **state.KEEP,
+        )  # fmt: skip
 
 
 def _draw_questions(columns: str) -> None:
     if columns != "prompts":
-        st.caption("All recipes are asked the prompt that stands above.")
+        st.html(f'<div class="sfn-head">Prompt, as it stands above</div>{words.said(state.get("prompt"))}')
         return
     st.session_state[_PROMPTS] = state.get("sweep_prompts") or default_prompts()
     st.text_area(
@@ -193,16 +193,17 @@ def _take_prompts() -> None:
 
 def outlook_line(outlook: Outlook) -> str:
     """What starting would take, in a sentence or two."""
-    said = [words.many(outlook.answers, "answer")]
+    beside = []
     if outlook.known:
-        said.append(f"{outlook.known} of them in the store already")
+        beside.append(f"{outlook.known} of them in the store already")
     if outlook.impossible:
-        said.append(f"{words.many(outlook.impossible, 'cell')} that this pair cannot do")
+        beside.append(f"beside {words.many(outlook.impossible, 'cell')} that this pair cannot do")
+    all_of_it = ", ".join([words.many(outlook.answers, "answer"), *beside])
     if not outlook.missing:
-        return f"{', '.join(said)}: nothing has to be computed."
-    loads = f"{words.many(outlook.missing, 'answer')} to compute with {words.many(outlook.loads, 'recipe')}"
+        return f"{all_of_it}: nothing has to be computed."
+    begin = f"{all_of_it}. {outlook.missing:,}" if beside else words.many(outlook.answers, "answer")
     moved = f", {words.size(outlook.moved_bytes)} moved in all" if outlook.moved_bytes else ""
-    return f"{', '.join(said)}. {loads}{moved}; {_time_line(outlook)}."
+    return f"{begin} to compute with {words.many(outlook.loads, 'recipe')}{moved}; {_time_line(outlook)}."
 
 
 def _time_line(outlook: Outlook) -> str:

@@ -110,7 +110,8 @@ def _cell(reading: Reading, live: Mapping[str, Answer], figure: sweeps.Figure, m
     done = reading.cell.generation
     many = f"{done.n_tokens} token{'' if done.n_tokens == 1 else 's'}"
     text = reading.text.strip()[:_LONGEST] or "(nothing)"
-    return cell | {"t": text, "v": value, "l": level, "f": f"{many} · {_ENDS[done.finish]}"}
+    foot = _ENDS[done.finish] if figure == "tokens" else f"{many} · {_ENDS[done.finish]}"
+    return cell | {"t": text, "v": value, "l": level, "f": foot}
 
 
 def _growing(answer: Answer) -> dict[str, Any]:

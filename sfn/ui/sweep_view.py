@@ -55,9 +55,10 @@ def draw(pair: Pair, plan: Plan) -> None:
 
 
 def _bar(found: dict[int, SavedSweep]) -> None:
-    """Which sweep is shown, the figure of its cells, what can be done with it."""
+    """Which sweep is shown, and what can be done with it as a whole."""
     number = state.get("sweep")
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="sweep_bar"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="sweep_bar"):
+        # Streamlit knows options by their words, so these must not change while a sweep runs.
         st.selectbox(
             "Sweep",
             [0, *found, *([number] if number not in (0, *found) else [])],
@@ -65,29 +66,18 @@ def _bar(found: dict[int, SavedSweep]) -> None:
             format_func=lambda each: _name(found[each]) if each in found else f"{each} · not here" if each else _NEW,
             on_change=state.put,
             args=("sweep_cell", ""),
-            width=430,
+            label_visibility="collapsed",
             **state.KEEP,
         )
-        if number not in found:
-            return
-        saved = found[number]
-        st.segmented_control(
-            "Figure in the cells",
-            list(sweeps.FIGURES),
-            key="sweep_figure",
-            format_func=lambda figure: sweeps.FIGURES[figure][0],
-            required=True,
-            help="\n\n".join(f"**{name}**: {failures.escaped(how)}" for name, how in sweeps.FIGURES.values()),
-            **state.KEEP,
-        )
-        _draw_files(saved)
-        _draw_delete(saved)
+        if number in found:
+            _draw_files(found[number])
+            _draw_delete(found[number])
 
 
 def _name(saved: SavedSweep) -> str:
-    """ "7 · each module from B × 4 prompts · 56 of 56 · 12 May 14:03"."""
+    """ "7 · each module from B × 4 prompts · 56 answers · 12 May 14:03"."""
     when = saved.created_at.astimezone().strftime("%d %b %H:%M")
-    return f"{saved.id} · {saved.title} · {saved.answered} of {saved.cells} · {when}"
+    return f"{saved.id} · {saved.title} · {words.many(saved.cells, 'answer')} · {when}"
 
 
 # ---------------------------------------------------------------- a new one
@@ -164,10 +154,21 @@ def _said(sweep: Sweep, rows: tuple[sweeps.Line, ...], found: sweep_cell.Found) 
 
 
 def _progress(pair: Pair, saved: SavedSweep, job: Job | None) -> None:
-    """How far it is, what it is asked of, and how to stop it or go on."""
+    """The figure in the cells; how far the sweep is, what it is asked of, and how to stop it or go on."""
     answered, failed = cached.workbench().store.sweeps.progress(saved.id)
     engine = f"{saved.engine} {saved.engine_version} · {saved.device} · {saved.dtype}"
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="sweep_progress"):
+        st.segmented_control(
+            "Figure in the cells",
+            list(sweeps.FIGURES),
+            key="sweep_figure",
+            format_func=lambda figure: sweeps.FIGURES[figure][0],
+            required=True,
+            label_visibility="collapsed",
+            **state.KEEP,
+        )
+        with st.popover("", icon=":material/help:", type="tertiary", help="What the figures mean"):
+            st.markdown("\n\n".join(f"**{name}.** {failures.escaped(how)}" for name, how in sweeps.FIGURES.values()))
         if job is not None and job.active:
             stopping = job.cancel_event.is_set()
             st.progress(job.share, text=f"{job.detail} · {'stopping' if stopping else words.eta(job.eta_s)}")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from sfn.ui import state
+from sfn.ui import failures, state, words
 
 # View in the address -> what it is called; `pages/merge.py` draws it.
 VIEWS = {"answers": "Answers", "sweep": "Sweep"}
+
+
+def above() -> DeltaGenerator:
+    """The place for board, recipe and prompt: folded where the view is itself a large picture."""
+    if state.get("view") == "sweep":
+        recipe = failures.escaped(words.recipe(state.get("recipe")))
+        return st.expander(f"Board, recipe and prompt · {recipe}", key="above")
+    return st.container()
 
 
 def choose() -> str:
