@@ -7,12 +7,12 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-from sfn.errors import Cancelled, EngineError
+from sfn.errors import EngineError
 
 _NOTHING_YET = object()
 
@@ -42,18 +42,9 @@ class HttpServer:
         """The error for a request to `path` that got no answer."""
         return EngineError(f"vLLM does not answer ({path}): {reason}")
 
-    def call(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        timeout_s: float = 600,
-        leave: Callable[[], bool] = lambda: False,
-    ) -> Any:
-        """One request; the answer's JSON, or None. Raises EngineError for anything but success, and Cancelled once
-        `leave`, asked ten times a second, says so; the server may do what was asked all the same."""
-        status, content = self.ask(method, path, body, timeout_s=timeout_s, leave=leave)
+    def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 600) -> Any:
+        """One request; the answer's JSON, or None. Raises EngineError for anything but success."""
+        status, content = self.ask(method, path, body, timeout_s=timeout_s)
         if status != 200:
             raise EngineError(f"vLLM refused {path} ({status}): {message(content)}")
         try:
@@ -61,15 +52,7 @@ class HttpServer:
         except ValueError as error:
             raise EngineError(f"vLLM's answer to {path} is no JSON: {content[:200]!r}") from error
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        timeout_s: float = 600,
-        leave: Callable[[], bool] = lambda: False,
-    ) -> tuple[int, bytes]:
+    def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = 600) -> tuple[int, bytes]:
         """One request; status and content of the answer, whatever it is. Raises EngineError if there is none."""
         connection = self._connect(path, timeout_s)
         replies: SimpleQueue[tuple[int, bytes] | Exception] = SimpleQueue()
@@ -77,8 +60,7 @@ class HttpServer:
         Thread(target=_exchange, args=(*request, replies), name="sfn-vllm-call", daemon=True).start()
         try:
             while (reply := self._next(replies)) is _NOTHING_YET:
-                if leave():
-                    raise Cancelled(f"vLLM's answer to {path} was waited for no longer.")
+                pass
         finally:
             _shut(connection)
         if isinstance(reply, Exception):

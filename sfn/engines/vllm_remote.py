@@ -15,9 +15,10 @@ import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
 from dataclasses import dataclass
-from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
+from uuid import uuid4
 
 from sfn.engines import orders
 from sfn.engines.vllm_command import MODEL
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 URL, KEY, UNGUARDED = "SFN_VLLM_URL", "SFN_VLLM_KEY", "SFN_VLLM_UNGUARDED"
 _CONNECT_S = 5.0
-_HELLO_S = 60.0  # behind a swap of another SfN, which the engine finishes first
+_HELLO_S = 60.0  # behind a change of weights, which the engine finishes first
+_TURN_S = 15.0  # how long a turn lasts without a sign of life
 _PULSE_S, _PULSES = 5.0, 2  # while an answer is awaited: how often the server is felt for, and what counts as gone
 _PATIENCE_S = 2.0  # what a page waits for a server that it does not know yet
 _SULK_S = 5.0  # how long a failure is believed
@@ -54,11 +56,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a server's workers hold now. plan_key: None where they do not know or do not agree. turn: another one
-    whenever the weights were touched since, or the server was started again."""
+    """What a server's workers hold now. plan_key: None where they do not know or do not agree. since: another one
+    whenever the weights were touched, or the server was started again. mine: whether it is this SfN's turn."""
 
     plan_key: str | None
-    turn: str
+    since: str
+    mine: bool = False
 
 
 def url() -> str:
@@ -100,6 +103,8 @@ class RemoteServer(HttpServer):
         self.log = f"on {self.place}"
         self._lost = False
         self._felt_at, self._missed = 0.0, 0
+        self._owner = uuid4().hex
+        self._beat: Event | None = None  # while it is this SfN's turn; set when that ends
 
     @property
     def alive(self) -> bool:
@@ -108,6 +113,7 @@ class RemoteServer(HttpServer):
 
     def close(self) -> None:
         """Let go of it; the server goes on."""
+        self._stop_beating()  # a turn then ends by itself
         self._lost = True
 
     def last_words(self) -> str:
@@ -197,9 +203,9 @@ class RemoteServer(HttpServer):
             raise self._refused(f"serves {', '.join(models) or 'no model'} and lacks SfN's load format")
         return int(models[MODEL].get("max_model_len") or 0)
 
-    def _workers(self) -> list[dict[str, str]]:
-        """What each worker says of itself; the call changes nothing, and one that does not know it refuses it."""
-        question = {"method": "sfn_hello", "timeout": _HELLO_S}
+    def _workers(self, *turn: str | float) -> list[dict[str, Any]]:
+        """What each worker says of itself; the call changes no weights, and one that does not know it refuses it."""
+        question = {"method": "sfn_hello", "args": turn, "timeout": _HELLO_S}
         status, content = self.ask("POST", "/collective_rpc", question, timeout_s=_HELLO_S)
         if status != 200:
             raise self._refused(f"lacks SfN's load format: its workers do not know SfN ({status})")
@@ -221,11 +227,44 @@ class RemoteServer(HttpServer):
 
     # -- what it holds ---------------------------------------------------------------------------------------------
 
-    def held(self) -> Held:
-        """What the workers hold at this moment."""
-        workers = self._workers()
+    def take_turn(self) -> Held:
+        """Ask for the turn, or keep it: until `leave_turn`, or until this SfN gives no more sign of life."""
+        held = self._held(self._owner, _TURN_S)
+        if held.mine and self._beat is None:
+            self._beat = Event()
+            Thread(target=self._keep_turn, args=(self._beat,), name="sfn-vllm-turn", daemon=True).start()
+        return held
+
+    def leave_turn(self, in_s: float = 0.0) -> Held:
+        """Let others have their turn, now or some seconds later; what is held at this moment."""
+        self._stop_beating()
+        return self._held(self._owner, in_s)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether it is this SfN's turn until it leaves it."""
+        return self._beat is not None
+
+    def _stop_beating(self) -> None:
+        if self._beat is not None:
+            self._beat.set()
+            self._beat = None
+
+    def _keep_turn(self, over: Event) -> None:
+        while not over.wait(_TURN_S / 4):
+            try:
+                self._held(self._owner, _TURN_S)
+            except EngineError:
+                return  # whoever waits for an answer will notice by itself
+
+    def _held(self, *turn: str | float) -> Held:
+        workers = self._workers(*turn)
         keys = {worker["plan_key"] for worker in workers}
-        return Held(keys.pop() if len(keys) == 1 else None, "; ".join(worker["turn"] for worker in workers))
+        return Held(
+            keys.pop() if len(keys) == 1 else None,
+            "; ".join(worker["turn"] for worker in workers),
+            all(worker["mine"] for worker in workers),
+        )
 
     def paused(self) -> bool:
         """Whether somebody holds it still for a change of weights."""

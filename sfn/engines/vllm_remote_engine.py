@@ -5,31 +5,36 @@ weights by another SfN, at any moment: what it holds is asked of its workers bef
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from shlex import quote
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sfn.engines import text, vllm_remote
+from sfn import recipes
+from sfn.engines import vllm_remote
+from sfn.engines.base import Piece, Score
 from sfn.engines.vllm_engine import VllmEngine
 from sfn.engines.vllm_remote import Held, RemoteServer
+from sfn.engines.vllm_swap import Became
 from sfn.errors import Cancelled, EngineError
-from sfn.records import FinishReason
+from sfn.records import FinishReason, PromptMode
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
     from sfn.recipes import Plan, Recipe
 
 _UNKNOWN = "unknown"  # in the place of a plan's key: no plan has it
-_TURN_S = 120.0  # what is waited for another SfN's answer, or change of weights, to end
-_TRIES = 3  # so often weights are put in place that another SfN replaces at once
-_FRESH_S = 0.2  # so long it is believed that nothing changed; the question after an answer has the last word
+_LONGEST_S = 1800.0  # what is waited for another SfN's answer to end; a cancel ends it sooner
+_BRIEFLY_S = 2.0  # the turn goes on for so long after a change of weights: an answer is asked next
 
 
 class RemoteVllmEngine(VllmEngine):
     """`sfn.engines.base.Engine` on the server at SFN_VLLM_URL; device and dtype, where given, must be the server's.
 
-    Two SfN may drive one server: each waits for the other's answer to end before it changes the weights, and an answer
-    during which they were changed is an error, never kept.
+    Two SfN may drive one server: they take turns (`turns`), an answer each. An answer during which the weights were
+    changed all the same is an error, never kept.
     """
 
     _ended = "the connection to vLLM was lost; the next request tries again"
@@ -37,9 +42,6 @@ class RemoteVllmEngine(VllmEngine):
 
     def __init__(self, pair: Pair, *, device: str | None = None, dtype: str | None = None) -> None:
         self._seen = Held(None, "")  # what the server held when it was last asked
-        self._seen_at = 0.0
-        self._changing = False  # from the pause before a change of weights until it is over
-        self._cancel = Event()
         super().__init__(pair, device=device, dtype=dtype)
         self._status = replace(self._status, place=vllm_remote.place())
 
@@ -60,41 +62,49 @@ class RemoteVllmEngine(VllmEngine):
     # -- weights ---------------------------------------------------------------------------------------------------
 
     def be(self, recipe: Recipe, *, cancel: Event | None = None) -> None:
-        self._cancel = cancel or Event()
-        for _ in range(_TRIES):
+        try:
             super().be(recipe, cancel=cancel)
-            if self._seen.plan_key == self._plan.key or self._look().plan_key == self._plan.key:
-                return
-        raise EngineError(
-            f"Another SfN that drives vLLM at {self._server.place} changes its weights as fast as this one. Ask again, "
-            "or let each have a server of its own."
-        )
+            if self._seen.plan_key != self._plan.key and self._look().plan_key != self._plan.key:
+                self._end()
+                self._tell("dead", recipe=None, plan_key=None)
+                raise EngineError(f"Somebody else changed the weights of vLLM at {vllm_remote.place()}. Ask again.")
+        finally:
+            self._leave(in_s=_BRIEFLY_S)  # what is asked next takes the turn up again, if it comes soon
 
     def _held(self) -> str | None:
         if not self._alive():
             return None
-        free = self._await_turn()
-        return (self._look().plan_key if free else None) or _UNKNOWN
+        self._await_turn()
+        # Paused in our turn: somebody, perhaps we, went away in the middle of a change, and only another goes on.
+        return _UNKNOWN if self._server.paused() else self._seen.plan_key or _UNKNOWN
 
     def _look(self) -> Held:
-        self._seen, self._seen_at = self._server.held(), time.monotonic()
+        self._seen = self._server.take_turn()
         return self._seen
 
-    def _await_turn(self) -> bool:
-        """Wait while another SfN changes the weights. False if the server stays paused: whoever did that, this SfN or
-        another, went away in the middle of it, and it takes a change of weights to go on."""
+    def _await_turn(self) -> None:
+        """Return when no other SfN uses the server."""
         started = time.monotonic()
-        while self._server.paused():
-            if self._changing or time.monotonic() - started > _TURN_S:
-                return False
-            self._tell("loading", recipe=None, plan_key=None, detail="another SfN changes the weights")
-            if self._cancel.wait(0.5):
+        while not self._look().mine:
+            waited = time.monotonic() - started
+            self._tell(
+                "loading",
+                recipe=None,
+                plan_key=None,
+                detail=f"waiting for another SfN that uses {self._server.place}, {waited:.0f} s",
+            )
+            if self._cancel.wait(0.3):
                 raise Cancelled("The change of weights was cancelled before it began.")
-        return True
+            if waited > _LONGEST_S:
+                raise EngineError(
+                    f"Another SfN has been using vLLM at {self._server.place} for {_LONGEST_S / 60:.0f} minutes. Ask "
+                    "again later, or let each have a server of its own."
+                )
 
     def _start(self, plan: Plan) -> None:
-        """Meet the server, and put the weights in place unless it holds them already."""
+        """Meet the server; nothing is changed yet."""
         self._end()
+        self._became = Became()
         self._tell("starting", recipe=None, plan_key=None, detail=f"asking vLLM at {vllm_remote.place()}")
         server = RemoteServer(self._pair)
         facts = server.greet()
@@ -104,55 +114,72 @@ class RemoteVllmEngine(VllmEngine):
         self._limit = facts.context
         self._server, self._plan = server, plan
         self._speech()
-        if self._held() != plan.key:
+
+    def _prove(self, plan: Plan) -> None:
+        """A server that was just met holds the plan, or is made to; then it is warmed up."""
+        held = self._held()
+        try:
             self._swap(plan)
+        except EngineError:
+            if held != plan.key or not self._became.fixed:
+                raise
+            self._note = f"it holds what it was started with: {self._became.fixed}"
         self._tell("starting", detail="warming up vLLM")
         self._warm_up()
 
     def _swap(self, plan: Plan) -> None:
         self._seen = Held(None, "")
-        self._changing = True
-        super()._swap(plan)
-        self._changing = False
-
-    def _pause(self) -> None:
-        """As soon as what others were asked has ended: their answers are not this SfN's to break off."""
-        server, started = self._server, time.monotonic()
-
-        def leave() -> bool:
-            waited = time.monotonic() - started
-            if waited > 1:
-                self._tell("loading", detail="waiting for an answer that another SfN asked for")
-            return self._cancel.is_set() or waited > _TURN_S
-
         try:
-            server.call("POST", "/pause?mode=wait", leave=leave)
-        except Cancelled:
-            server.call("POST", "/resume")
-            self._changing = False
-            if self._cancel.is_set():
+            super()._swap(plan)
+        except (Cancelled, EngineError) as error:
+            if isinstance(error, Cancelled) or self._became.fixed:  # others may go on; they ask what it holds
+                self._server.call("POST", "/resume")
+            if not self._became.fixed:
                 raise
             raise EngineError(
-                f"vLLM at {server.place} has been answering somebody else for {_TURN_S:.0f} s. Ask again later, or let "
-                "each SfN have a server of its own."
-            ) from None
+                f"{self._unplaced(plan)}: {self._became.fixed}. SfN cannot start a server elsewhere anew; do it there, "
+                f"with these weights: {vllm_remote.command(self._pair)} --recipe {quote(recipes.format(plan.recipe))}"
+            ) from error
 
     # -- speaking --------------------------------------------------------------------------------------------------
 
-    def _ready(self) -> text.Speech:
-        if self._plan is None or not self._alive() or time.monotonic() - self._seen_at > _FRESH_S:
+    def _hold(self) -> None:
+        """It is this SfN's turn, and the wanted weights are in place."""
+        self._ready()
+        self._await_turn()
+        if self._seen.plan_key != self._plan.key:
             self.be(self._wanted)
-        return self._speech()
+            self._await_turn()
+
+    def _speak(self, *request: Any) -> Iterator[Piece]:
+        try:
+            self._hold()
+            yield from super()._speak(*request)
+        finally:
+            self._leave()
+
+    def score(self, text: str, *, prompt: str = "", mode: PromptMode = "plain") -> Score:
+        try:
+            self._hold()
+            return super().score(text, prompt=prompt, mode=mode)
+        finally:
+            self._leave()
 
     def _confirm(self, finish: FinishReason | None) -> None:
-        before = self._seen.turn
-        if self._look().turn != before:
+        before = self._seen.since
+        if self._server.leave_turn().since != before:
             raise EngineError(
                 f"vLLM at {self._server.place} was given other weights during this answer, by another SfN, or was "
                 "started again; the answer is dropped. Ask again."
             )
         if finish == "cancelled":  # not by us: then nothing more is read
             raise EngineError(f"vLLM at {self._server.place} broke off the answer at somebody's wish. Ask again.")
+
+    def _leave(self, in_s: float = 0.0) -> None:
+        """The turn is over, however it ended; a server that is gone has forgotten it."""
+        if self._alive() and self._server.in_turn:
+            with suppress(EngineError):
+                self._server.leave_turn(in_s)
 
     @staticmethod
     def _died(error: EngineError, words: str) -> EngineError:

@@ -23,6 +23,7 @@ from vllm.platforms import current_platform
 
 from sfn.engines import orders
 from sfn.engines.orders import Order
+from sfn.engines.turns import Turns
 from sfn.engines.vllm_holding import Holding
 from sfn.errors import SfnError
 
@@ -45,6 +46,7 @@ class Held:
 
 
 HELD = Held()
+TURNS = Turns()
 
 
 HOLDINGS: WeakKeyDictionary[torch.nn.Module, Holding] = WeakKeyDictionary()
@@ -73,16 +75,21 @@ if LOAD_FORMAT not in _LOAD_FORMAT_TO_MODEL_LOADER:
 class PairWorker:
     """Mixed into vLLM's worker class; its methods are reached through `/collective_rpc`."""
 
-    def sfn_hello(self) -> dict[str, Any]:
-        """What runs here and what it holds; changes nothing.
+    def sfn_hello(self, owner: str = "", seconds: float = 0.0) -> dict[str, Any]:
+        """What runs here and what it holds; changes nothing but whose turn it is (`turns`): `owner` takes or keeps its
+        turn for `seconds`, or with 0 leaves it.
 
         {"version": of the orders, "stamp": of the pair, "pair": its label, "a", "b": its folders here, "device",
-        "dtype", "plan_key": held or None, "turn": token of what is held}, or {"error": sentence}.
+        "dtype", "plan_key": held or None, "turn": token of what is held, "mine": whether it is the owner's turn}, or
+        {"error": sentence}.
         """
         config = self.vllm_config  # type: ignore[attr-defined]  # vLLM's Worker
         if config.load_config.load_format != LOAD_FORMAT:
             return {"error": f"it was started with --load-format {config.load_config.load_format}"}
         start = config.load_config.model_loader_extra_config
+        if owner and not seconds:
+            TURNS.leave(owner)
+        mine = bool(owner and seconds) and TURNS.take(owner, seconds, time.monotonic())
         try:
             pair = orders.started_pair(start)
             return {
@@ -95,6 +102,7 @@ class PairWorker:
                 "dtype": str(config.model_config.dtype).removeprefix("torch."),
                 "plan_key": HELD.plan_key,
                 "turn": f"{HELD.process} {HELD.turn}",
+                "mine": mine,
             }
         except SfnError as error:
             return {"error": str(error)}
