@@ -1,7 +1,7 @@
 """Models on the Hugging Face Hub: found by name, known from their headers, read by byte ranges.
 
 `address(text)` says whether a text means the Hub, `find(repo, revision)` what is there at which commit, and `open_repo`
-gives what `sfn.checkpoints` makes a checkpoint of. Everything goes through huggingface_hub's own client, so that its
+gives what `sfn.checkpoints` makes a checkpoint of; `upload` sends a folder to a new repo. Everything goes through huggingface_hub's own client, so that its
 variables (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE) mean what they always do; it is imported when first needed.
 """
 
@@ -10,5 +10,9 @@ from sfn.hub.addresses import Address, address
 from sfn.hub.files import HubFiles
 from sfn.hub.listing import HubFile, Listing, find
 from sfn.hub.opening import Opened, open_repo
+from sfn.hub.upload import Uploaded, check_name, upload
 
-__all__ = ["Address", "HubFile", "HubFiles", "Listing", "Opened", "address", "find", "offer_token", "open_repo"]
+__all__ = [
+    "Address", "HubFile", "HubFiles", "Listing", "Opened", "Uploaded", "address", "check_name", "find", "offer_token",
+    "open_repo", "upload",
+]  # fmt: skip
