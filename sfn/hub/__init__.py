@@ -1,8 +1,9 @@
 """Models on the Hugging Face Hub: found by name, known from their headers, read by byte ranges.
 
 `address(text)` says whether a text means the Hub, `find(repo, revision)` what is there at which commit, and `open_repo`
-gives what `sfn.checkpoints` makes a checkpoint of; `upload` sends a folder to a new repo. Everything goes through huggingface_hub's own client, so that its
-variables (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE) mean what they always do; it is imported when first needed.
+gives what `sfn.checkpoints` makes a checkpoint of; `upload` sends a folder to a new repo. Everything goes through
+huggingface_hub's own client, so that its variables (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE) mean what they
+always do; it is imported when first needed.
 """
 
 from sfn.hub.access import offer_token
