@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import threading
 from pathlib import Path
@@ -163,23 +164,21 @@ def test_a_cut_file_is_an_error_and_a_comes_back(plain):
 def test_a_file_that_is_cut_in_mid_read_is_an_error_too(plain, monkeypatch):
     """With mapped reads this ends the process (SIGBUS)."""
     (shard,) = plain.b.shards
-    open_file = checkpoints.os.open
+    preadv = os.preadv
 
-    def cut_after_open(file, *flags):
-        descriptor = open_file(file, *flags)
-        state = checkpoints.FileState.of(checkpoints.os.fstat(descriptor))
-        if file == shard and shard.stat().st_size > 20_000:
-            monkeypatch.setattr(checkpoints.FileState, "of", lambda _: state)  # as if it was cut a moment later
-            checkpoints.os.truncate(shard, 20_000)
-        return descriptor
+    def cut_first(descriptor, buffers, offset):
+        if os.path.sameopenfile(descriptor, opened):
+            os.truncate(shard, 20_000)
+        return preadv(descriptor, buffers, offset)
 
     with engines.open("transformers", plain, device="cpu") as engine:
         engine.be(recipes.Recipe())
         a = bits(engine._model)
-        monkeypatch.setattr(checkpoints.os, "open", cut_after_open)
-        with pytest.raises(CheckpointError, match="was cut while it was being read"):
-            engine.be(recipes.parse("all=B"))
-        monkeypatch.undo()
+        with shard.open() as file, monkeypatch.context() as patch:
+            opened = file.fileno()
+            patch.setattr(os, "preadv", cut_first)
+            with pytest.raises(CheckpointError, match="was cut while it was being read"):
+                engine.be(recipes.parse("head=B"))
         assert engine.status.state == "idle"
         engine.be(recipes.Recipe())
         assert differing(bits(engine._model), a) == set()
