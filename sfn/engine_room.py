@@ -209,15 +209,17 @@ class EngineRoom:
         engine = self._engine
         if engine is not None and not self._starting:
             return engine.status
+        backend = next(backend for backend in engines.available() if backend.name == self._backend)
         return Status(
             backend=self._backend,
-            version=engines.version_of(self._backend),
+            version=backend.version,
             device="",
             dtype="",
             state="starting" if self._starting else "dead" if self._failure else "stopped",
             recipe=None,
             plan_key=None,
             detail=self._starting or self._failure,
+            place=backend.place,
         )
 
     # ---------------------------------------------------------------- the engine's thread

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import streamlit as st
 
 from sfn import recipes
-from sfn.errors import RecipeError
+from sfn.errors import EngineError, RecipeError
 from sfn.ui import cached, continuing, state
 from sfn.ui.answers import Whole
 
@@ -143,8 +143,11 @@ def seats(
             continue
         for sample in range(samples):
             drawn = replace(sampling, seed=(sampling.seed + sample) % 2**31)
-            question = room.question(pair, plan, prompt, mode, drawn) if prompt.strip() else None
-            found.append(Seat(id, name(pair, id), plan, question, sample=sample))
+            try:
+                question, problem = room.question(pair, plan, prompt, mode, drawn) if prompt.strip() else None, ""
+            except EngineError as error:  # a server elsewhere that was never reached: no telling which answers are its
+                question, problem = None, str(error)
+            found.append(Seat(id, name(pair, id), plan, question, problem, sample))
     return tuple(found)
 
 

@@ -47,6 +47,8 @@ def _state(room: EngineRoom) -> str:
     status = room.status
     said = [word for word in (status.device, status.dtype) if word] + [_STATES[status.state]]
     lines = [f"<div>{html.escape(' · '.join(said))}</div>"]
+    if status.place:
+        lines.append(f'<div class="sfn-line">at {html.escape(status.place)}</div>')
     if status.recipe is not None:
         lines.append(f'<div class="sfn-holds">holds {words.chip(words.recipe(status.recipe))}</div>')
     if waiting := words.waiting(room.queue_length - room.background_length, room.background_length):

@@ -85,7 +85,7 @@ def _engine_choice(room: EngineRoom) -> None:
 
     backends = engines.available()
     usable = [backend.name for backend in backends if backend.ok]
-    versions = {backend.name: f"{backend.name} {backend.version}" for backend in backends}
+    versions = {backend.name: f"{backend.name} {backend.version}".strip() for backend in backends}
     st.session_state[_ENGINE] = room.backend
     st.selectbox(
         "Engine",
