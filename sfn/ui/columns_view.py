@@ -55,6 +55,7 @@ def draw(pair: Pair, seats: tuple[Seat, ...], above_rem: int) -> None:
 
     `above_rem`: what the page takes above and around the answers, so that these fill what is left of the window.
     """
+    st.session_state.pop(_REDRAW, None)
     samples = 1 + max((seat.sample for seat in seats), default=0)
     frame = _Frame(pair, seats, samples, state.get("show"))
     rows = len(_rows(columns.ids()))
@@ -73,6 +74,8 @@ def _states() -> tuple[object, ...]:
 
 
 def _draw(frame: _Frame, before: tuple[object, ...]) -> None:
+    if st.session_state.pop(_REDRAW, False):
+        st.rerun()  # a control of a column: what was handed to this fragment is out of date
     problem = continuing.catch_up() or st.session_state.pop(_PROBLEM, "")
     if problem:
         failures.sentence(problem)
@@ -81,7 +84,7 @@ def _draw(frame: _Frame, before: tuple[object, ...]) -> None:
         for id, place in zip(row, st.columns(len(rows[0]), gap="small"), strict=False):
             with place, st.container(border=True, key=f"seat_{_key(id)}", gap=None), failures.shown():
                 _draw_column(frame, frame.in_sight(id))
-    if _states() != before or st.session_state.pop(_REDRAW, False):
+    if _states() != before:
         st.rerun()  # the button, the line on the engine and the frame follow
 
 
@@ -330,7 +333,7 @@ def _menu(frame: _Frame, seat: Seat, key: str) -> None:
     if columns.is_pinned(seat.id):
         acts["Unpin"] = lambda: columns.pin(frame.seats, seat.id)
     elif columns.whole(seat) is not None:
-        acts["Pin: keep this answer while the others change"] = lambda: columns.pin(frame.seats, seat.id)
+        acts["Pin this answer while the others change"] = lambda: columns.pin(frame.seats, seat.id)
     if seat.id == "merged" and columns.can_keep(frame.pair, seat.plan):
         acts["Keep this recipe as a column"] = lambda: columns.keep(frame.pair, seat.plan)
     if at > 0:

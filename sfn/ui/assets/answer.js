@@ -4,6 +4,7 @@
 //   kind of a piece: "text", "formula", "display", "inserted", "deleted".
 // What stands already is kept, and text is appended to its node: a selection, an opened fold and the scroll survive.
 
+const BLOCK = 1200; // letters of a block, to the end of its line
 let katex = null; // null: not asked for; a promise; then the library, or false where it cannot be had
 
 function withKatex(then) {
@@ -48,6 +49,35 @@ function made([kind, text, tex]) {
   const marked = document.createElement(kind === "inserted" ? "ins" : "del");
   marked.appendChild(document.createTextNode(text));
   return marked;
+}
+
+function blocks(pieces) {
+  // Pieces in blocks of whole lines, so that a browser lays out anew only the last one of a long text that grows.
+  const found = [[]];
+  let letters = 0;
+  for (const [kind, text, tex] of pieces) {
+    let rest = text;
+    while (kind !== "formula" && kind !== "display" && letters + rest.length > BLOCK) {
+      const at = rest.indexOf("\n", Math.max(0, BLOCK - letters));
+      if (at < 0) break;
+      found[found.length - 1].push([kind, rest.slice(0, at + 1), ""]);
+      found.push([]);
+      rest = rest.slice(at + 1);
+      letters = 0;
+    }
+    if (rest) found[found.length - 1].push([kind, rest, tex]);
+    letters += rest.length;
+  }
+  return found;
+}
+
+function write(place, pieces) {
+  const lines = blocks(pieces);
+  lines.forEach((block, at) => {
+    if (!place.children[at]) place.appendChild(document.createElement("div"));
+    fill(place.children[at], block);
+  });
+  while (place.children.length > lines.length) place.lastChild.remove();
 }
 
 function fill(place, pieces) {
@@ -100,8 +130,8 @@ export default function (component) {
     if (given.kind === "thought") {
       if (place.firstChild.textContent !== given.label) place.firstChild.textContent = given.label;
       if (!place.chosen) place.open = !given.closed; // in sight while it is thought, folded once it is over
-      fill(place.lastChild, given.pieces);
-    } else fill(place, given.pieces);
+      write(place.lastChild, given.pieces);
+    } else write(place, given.pieces);
   });
   while (root.children.length > data.passages.length) root.lastChild.remove();
 }
