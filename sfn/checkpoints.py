@@ -15,15 +15,16 @@ from functools import cached_property
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
-from sfn import hub
+from sfn import adapters, hub, scales
 from sfn.anatomy import parse
 from sfn.errors import CheckpointError
 from sfn.fingerprints import Memo, Progress
-from sfn.folders import listed, read_folder, read_json
+from sfn.folders import Files, FolderFiles, listed, read_folder, read_json
 from sfn.headers import DTYPE_BITS, TensorInfo
 from sfn.shards import CONFIG_FILES, TOKENIZER_FILES, small_names
+from sfn.tensors import over, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -31,29 +32,27 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Files", "TensorInfo", "open", "read_json", "text_config"]
 
 _SNAPSHOT = re.compile(r"models--(.+)")
-_TORCH_NAMES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}  # fmt: skip
 
 
-def open(folder_or_repo: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
+def open(
+    folder_or_repo: str | os.PathLike[str], revision: str | None = None, *, base: Checkpoint | None = None
+) -> Checkpoint:
     """The checkpoint in a folder, or of a model on the Hub: headers and config are read and checked, weights are not.
 
     The Hub is meant by `org/name`, `org/name@revision` or a page's URL, where there is no such folder. Its weights are
     read by ranges when they are asked for.
 
     A folder holds one safetensors file or several, with or without `model.safetensors.index.json`; `config.json` may be
-    missing, but not broken. A snapshot folder of a Hub cache carries its repo's name and commit.
+    missing, but not broken. A snapshot folder of a Hub cache carries its repo's name and commit. Float8 codes with
+    scales read as values (`sfn.scales`). An adapter (LoRA) reads as `base` with it applied (`sfn.adapters`); without
+    `base`, as the model that the adapter names.
 
     Raises CheckpointError: no such folder, no safetensors, pickled weights only, or a file that breaks the format;
     HubError: no such model, no access, no network.
     """
     folder = Path(folder_or_repo).expanduser()
     if isinstance(folder_or_repo, str) and not folder.exists() and (meant := hub.address(folder_or_repo)) is not None:
-        return _of_hub(meant, revision)
+        return _of_hub(hub.find(meant.repo, revision or meant.revision), base)
     _check_folder(folder)
     label, found_revision = _label(folder)
     if revision is not None and revision != found_revision:
@@ -62,16 +61,58 @@ def open(folder_or_repo: str | os.PathLike[str], revision: str | None = None) ->
             f"{folder} is a folder on this machine{commit}; it has no revision {revision!r}. "
             f"Leave the revision out, or give the folder of that revision."
         )
+    if adapters.is_adapter(listed(folder)):
+        tensors, files = read_folder(folder, [adapters.WEIGHTS_NAME])
+        return _adapter(label, found_revision, files, tensors, base, ())
     tensors, files = read_folder(folder)
-    return Checkpoint(label, folder, found_revision, tensors, read_json(folder / "config.json"), files)
+    return _as_values(label, found_revision, files, tensors, read_json(folder / "config.json"), ())
 
 
-def _of_hub(meant: hub.Address, revision: str | None) -> Checkpoint:
-    opened = hub.open_repo(meant.repo, revision or meant.revision)
-    listing = opened.files.listing
-    return Checkpoint(
-        listing.repo, opened.files.folder, listing.commit, opened.tensors, opened.config, opened.files, listing.notes
-    )
+def _of_hub(listing: hub.Listing, base: Checkpoint | None) -> Checkpoint:
+    if adapters.is_adapter(name for name in listing.files if "/" not in name):
+        opened = hub.open_repo(listing, [adapters.WEIGHTS_NAME])
+        return _adapter(listing.repo, listing.commit, opened.files, opened.tensors, base, listing.notes)
+    opened = hub.open_repo(listing)
+    return _as_values(listing.repo, listing.commit, opened.files, opened.tensors, opened.config, listing.notes)
+
+
+def _as_values(
+    label: str,
+    revision: str | None,
+    files: FolderFiles | hub.HubFiles,
+    tensors: Mapping[str, TensorInfo],
+    config: Mapping[str, object],
+    notes: tuple[Note, ...],
+) -> Checkpoint:
+    values, shown, plain, note = scales.decoded(files, tensors, config)
+    more = (("format", note),) if note else ()
+    return Checkpoint(label, files.folder, revision, shown, plain, values, (*notes, *more))
+
+
+def _adapter(
+    label: str,
+    revision: str | None,
+    files: FolderFiles | hub.HubFiles,
+    factors: Mapping[str, TensorInfo],
+    base: Checkpoint | None,
+    notes: tuple[Note, ...],
+) -> Checkpoint:
+    config = read_json(files.path(adapters.CONFIG_NAME))
+    adapters.check(label, config)
+    named = str(config.get("base_model_name_or_path") or "")
+    if base is None:
+        try:
+            base = open(named)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{label} is an adapter, and its base {named or '(not named)'} cannot be opened: {error} Choose the "
+                "base as A."
+            ) from error
+    shown, tensors = adapters.adapted(label, config, files, factors, base.files, base.tensors)
+    note = f"{label} is an adapter: it is shown as {base.label} with the adapter applied, in float32."
+    if named and named not in (base.label, str(base.folder)) and Path(named).name != base.label:
+        note += f" It was trained on {named}."
+    return Checkpoint(label, files.folder, revision, tensors, base.config, shown, (*notes, ("adapter", note)))
 
 
 def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -82,31 +123,7 @@ def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
     return config
 
 
-class Files(Protocol):
-    """Where a checkpoint's bytes come from; `sfn.folders.FolderFiles` documents each of these."""
-
-    @property
-    def shards(self) -> tuple[Path, ...]: ...
-    @property
-    def identity_files(self) -> tuple[Path, ...]: ...
-    @property
-    def missing_bytes(self) -> int: ...
-    def has(self, name: str) -> bool: ...
-    def path(self, name: str) -> Path: ...
-    def at_hand(self, name: str) -> bool: ...
-    def size(self, name: str) -> int: ...
-    def content_key(self, name: str) -> object: ...
-    def fingerprint(self, memo: Memo, progress: Progress | None) -> str: ...
-    def weights_known(self, memo: Memo) -> bool: ...
-    def stored(self, info: TensorInfo) -> bool: ...
-    def unchanged(self) -> bool: ...
-    def open(self, info: TensorInfo) -> int: ...
-    def view(self, info: TensorInfo, start: int, end: int) -> tuple[object, int]: ...
-    def read(self, info: TensorInfo, start: int, end: int) -> bytearray: ...
-    def read_ahead(
-        self, ranges: Iterable[tuple[TensorInfo, int, int]], cancel: Event | None
-    ) -> AbstractContextManager[None]: ...
-    def fetch(self, progress: Progress | None = None, cancel: Event | None = None) -> None: ...
+Note = tuple[str, str]  # topic, sentence
 
 
 class Checkpoint:
@@ -116,7 +133,7 @@ class Checkpoint:
         label: short name for people: the folder's, or the repo's for a Hub snapshot. revision: commit of such.
         tensors: name -> TensorInfo, in the order of files and bytes. config: content of config.json, {} without one.
         folder: where its files lie; of a model on the Hub, where those that were fetched lie, the weights not among
-            them. files: where its bytes come from. notes: sentences that a viewer should read.
+            them. files: where its bytes come from. notes: (topic, sentence) that a viewer should read.
     """
 
     def __init__(
@@ -127,7 +144,7 @@ class Checkpoint:
         tensors: Mapping[str, TensorInfo],
         config: Mapping[str, object],
         files: Files,
-        notes: Iterable[str] = (),
+        notes: Iterable[Note] = (),
     ) -> None:
         self.label, self.folder, self.revision = label, folder, revision
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
@@ -237,21 +254,19 @@ class Checkpoint:
         return self._read_range(info, (stop - start, *rest), first, last, copy)
 
     def _read_range(self, info: TensorInfo, shape: tuple[int, ...], start: int, end: int, copy: bool) -> torch.Tensor:
-        import torch
-
         if self._closed:
             raise CheckpointError(f"{self.folder} was closed; open it again to read from it.")
-        if info.dtype not in _TORCH_NAMES:
+        dtype = torch_dtype(info.dtype)
+        if dtype is None:
             raise CheckpointError(
                 f"{info.file}, tensor {info.name!r}: {info.dtype} cannot be read into a torch tensor."
             )
-        dtype = getattr(torch, _TORCH_NAMES[info.dtype])
         if start == end:
-            return torch.empty(shape, dtype=dtype)
+            return over(b"", 0, dtype, shape)
         # A copy also where the bytes are not aligned to their dtype, as in a file that mixes widths carelessly.
         copy = copy or start % dtype.itemsize != 0
         data, skipped = (self.files.read(info, start, end), 0) if copy else self.files.view(info, start, end)
-        return torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=skipped).reshape(shape)
+        return over(data, skipped, dtype, shape)
 
     def read_bytes(self, info: TensorInfo, start: int, end: int) -> bytearray:
         """Bytes start..end-1 of the tensor's file, in memory of their own."""
@@ -290,6 +305,13 @@ class Checkpoint:
     def file(self, name: str) -> Path:
         """The small file's path on this machine, fetched if it must be; there may be no such file, see `has_file`."""
         return self.files.path(name)
+
+    def speech_folder(self) -> Path:
+        """The folder that holds tokenizer, chat templates and configs, fetched if they must be.
+
+        That of the weights, but for an adapter, which often has its base's.
+        """
+        return self.files.speech_folder()
 
     @property
     def missing_bytes(self) -> int:

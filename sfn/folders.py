@@ -9,8 +9,10 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Event
+from typing import Protocol
 
 from sfn.errors import CheckpointError
 from sfn.fingerprints import Memo, Progress, fingerprint, known
@@ -18,7 +20,33 @@ from sfn.headers import FileState, TensorInfo, read_header
 from sfn.mapped_memory import map_range
 from sfn.shards import INDEX_NAME, gathered, shard_names, small_names, weight_map
 
-Buffer = object  # whatever torch.frombuffer takes
+
+class Files(Protocol):
+    """Where a checkpoint's bytes come from; `FolderFiles` documents each of these."""
+
+    @property
+    def shards(self) -> tuple[Path, ...]: ...
+    @property
+    def identity_files(self) -> tuple[Path, ...]: ...
+    @property
+    def missing_bytes(self) -> int: ...
+    def has(self, name: str) -> bool: ...
+    def path(self, name: str) -> Path: ...
+    def at_hand(self, name: str) -> bool: ...
+    def size(self, name: str) -> int: ...
+    def content_key(self, name: str) -> object: ...
+    def fingerprint(self, memo: Memo, progress: Progress | None) -> str: ...
+    def weights_known(self, memo: Memo) -> bool: ...
+    def stored(self, info: TensorInfo) -> bool: ...
+    def unchanged(self) -> bool: ...
+    def open(self, info: TensorInfo) -> int: ...
+    def view(self, info: TensorInfo, start: int, end: int) -> tuple[object, int]: ...
+    def read(self, info: TensorInfo, start: int, end: int) -> bytearray: ...
+    def read_ahead(
+        self, ranges: Iterable[tuple[TensorInfo, int, int]], cancel: Event | None
+    ) -> AbstractContextManager[None]: ...
+    def speech_folder(self) -> Path: ...
+    def fetch(self, progress: Progress | None = None, cancel: Event | None = None) -> None: ...
 
 
 class FolderFiles:
@@ -83,6 +111,10 @@ class FolderFiles:
         """Bytes of the weight files that would have to be fetched before an engine can load them."""
         return 0
 
+    def speech_folder(self) -> Path:
+        """Where tokenizer, chat templates and configs lie."""
+        return self.folder
+
     def fetch(self, progress: Progress | None = None, cancel: Event | None = None) -> None:
         """Bring every file to this machine: they are here."""
 
@@ -108,7 +140,7 @@ class FolderFiles:
             )
         return descriptor
 
-    def view(self, info: TensorInfo, start: int, end: int) -> tuple[Buffer, int]:
+    def view(self, info: TensorInfo, start: int, end: int) -> tuple[object, int]:
         """Memory over the pages around the range, living as long as the tensor over it, and where the range begins."""
         descriptor = self.open(info)
         try:
@@ -139,19 +171,23 @@ class FolderFiles:
 
     def read_ahead(
         self, ranges: Iterable[tuple[TensorInfo, int, int]], cancel: Event | None
-    ) -> contextlib.AbstractContextManager[None]:
+    ) -> AbstractContextManager[None]:
         """Nothing to fetch: the system reads ahead by itself."""
         return contextlib.nullcontext()
 
 
-def read_folder(folder: Path) -> tuple[dict[str, TensorInfo], FolderFiles]:
-    """Tensors by name and the files of a folder; headers are read, weights are not. Raises CheckpointError."""
+def read_folder(folder: Path, shards: Iterable[str] | None = None) -> tuple[dict[str, TensorInfo], FolderFiles]:
+    """Tensors by name and the files of a folder; headers are read, weights are not.
+
+    shards: the safetensors files, if known. Raises CheckpointError.
+    """
     try:
         present = listed(folder)
         mapped = None
         if INDEX_NAME in present:
             mapped = weight_map(folder / INDEX_NAME, read_json(folder / INDEX_NAME).get("weight_map"))
-        names = shard_names(folder, [name for name in present if "/" not in name], mapped)
+        top = [name for name in present if "/" not in name]
+        names = shard_names(folder, top, mapped) if shards is None else shards
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be listed: {error.strerror or error}.") from error
     headers, states = [], {}

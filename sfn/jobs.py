@@ -9,7 +9,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 _KEPT_JOBS = 50
+_SAMPLES, _SAMPLE_S = 60, 1.0  # of a job's progress: its last minute
 
 
 def sentence_of(error: Exception) -> str:
@@ -54,12 +55,16 @@ class Job:
         self.result: Any = None
         self.started_at: float | None = None
         self.finished_at: float | None = None
+        self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)  # (time, done), for the rate of late
         self.cancel_event = threading.Event()
         self.finished = threading.Event()
 
     def report(self, done: float, total: float, detail: str = "", unit: str = "") -> None:
         """Set the progress; raises Cancelled once the job was cancelled, so that work stops at its next report."""
         self.done, self.total, self.detail, self.unit = done, total, detail, unit or self.unit
+        now = time.monotonic()
+        if not self._samples or now - self._samples[-1][0] >= _SAMPLE_S:
+            self._samples.append((now, done))
         if self.cancel_event.is_set():
             raise Cancelled(f"{self.title} was cancelled.")
 
@@ -76,11 +81,19 @@ class Job:
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
-    def eta_s(self) -> float | None:
-        """Seconds left at the rate so far; None while that cannot be told."""
-        if self.state != "running" or not self.done or not self.total or self.started_at is None:
+    def rate(self) -> float | None:
+        """Progress per second of late, in `unit`, pauses of the last minute included; None while it cannot be told."""
+        if self.state != "running" or not self._samples:
             return None
-        return (time.monotonic() - self.started_at) * (self.total - self.done) / self.done
+        then, done = self._samples[0]
+        passed = time.monotonic() - then
+        return (self.done - done) / passed if passed > 0 and self.done > done else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at the rate of late; None while that cannot be told."""
+        rate = self.rate
+        return None if not rate or not self.total else max(0.0, self.total - self.done) / rate
 
     @property
     def finished_ago_s(self) -> float | None:

@@ -6,6 +6,7 @@ small files is found by `differences` and `tokenizer_differences`; the figures o
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from threading import Event
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from sfn import checkpoints
 from sfn.anatomy import Part, parse, sort_key
 from sfn.checkpoints import Checkpoint, TensorInfo
 from sfn.differences import Finding, Severity, config_findings
@@ -171,6 +173,15 @@ class Pair:
         return "\n".join(_report_lines(self))
 
 
+def open_both(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> tuple[Checkpoint, Checkpoint]:
+    """Both sides, opened: folders, or models on the Hub; where B is an adapter (LoRA), A with it applied.
+
+    Raises CheckpointError, HubError.
+    """
+    opened = checkpoints.open(a)
+    return opened, checkpoints.open(b, base=opened)
+
+
 def compare(a: Checkpoint, b: Checkpoint) -> Pair:
     """Put B beside A. Any two checkpoints can be compared; what does not fit becomes a finding, never an error.
 
@@ -227,12 +238,19 @@ def _depth(parts: Iterable[Part]) -> int:
     return max((part.layer + 1 for part in parts if part.layer is not None), default=0)
 
 
+_MEANS = {
+    "name": "Nothing: results are kept by content, not by name.",
+    "commit": "Figures and answers shown here are of the commit that was opened.",
+    "offline": "Stored results are shown; weights that are not on this machine cannot be read now.",
+    "format": "Delta compares values. Engines load the codes in their own way.",
+    "adapter": "Delta shows the adapter's change; merging moves it, module by module.",
+}
+
+
 def _notes(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
     for side, checkpoint in (("A", a), ("B", b)):
-        for note in checkpoint.notes:
-            yield Finding(
-                "revision", "note", f"{side}: {note}", "Results are kept for exactly the files that were read."
-            )
+        for topic, sentence in checkpoint.notes:
+            yield Finding(topic, "note", f"{side}: {sentence}", _MEANS[topic])
 
 
 def _tensor_findings(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfn import checkpoints, delta, pairs
+from sfn import delta, pairs
 from sfn.engine_room import EngineRoom
 from sfn.jobs import Job, Jobs
+from sfn.records import content_key
 from sfn.store import Store, default_path
 from sfn.sweep_room import SweepRoom
 
@@ -31,37 +33,63 @@ class Workbench:
     def open_pair(self, a: str, b: str, owner: str) -> Job:
         """Open and compare two checkpoints in the background; the job's result is the `Pair`, recorded in the store.
 
-        Files are hashed once and remembered, so only the first look at a large checkpoint takes long.
+        a, b: folders, or models on the Hub. A folder's files are hashed once and remembered, so only the first look at
+        a large checkpoint takes long; of the Hub's, only small files are fetched.
         """
 
         def work(job: Job) -> Pair:
-            pair = pairs.compare(checkpoints.open(a), checkpoints.open(b))
-            done = 0.0
-            for side in (pair.a, pair.b):
-                base = done
+            sides = pairs.open_both(a, b)
+            for side in sides:
 
-                def progress(bytes_done: int, _total: int, name: str, base: float = base) -> None:
-                    job.report(base + bytes_done, pair.a.size_bytes + pair.b.size_bytes, name, "bytes")
+                def progress(done: int, total: int, name: str, label: str = side.label) -> None:
+                    job.report(done, total, f"{label}: {name}", "bytes")
 
                 side.fingerprint_with(self.store.file_hashes, progress)
-                done += side.size_bytes
+            pair = pairs.compare(*sides)
             self.store.save_pair(pair.key, pair.a, pair.b, {"report": pair.report()})
             return pair
 
         return self.jobs.start("Opening the pair", work, key=f"open:{a}\n{b}", owner=owner)
 
-    def scan(self, pair: Pair, owner: str) -> Job:
-        """Measure what changed, tensor by tensor; finished tensors are in the store at once and never read again."""
+    def scan(self, pair: Pair, owner: str, names: Iterable[str] | None = None) -> Job:
+        """Measure what changed, tensor by tensor; finished tensors are in the store at once and never read again.
+
+        names: the tensors to measure, None for all that compare. Of a model on the Hub, those alone are fetched.
+        """
+        wanted = None if names is None else set(names)
+        chosen = [row.name for row in pair.rows if (row.comparable if wanted is None else row.name in wanted)]
 
         def work(job: Job) -> int:
-            missing = self.store.missing(pair.key, [row.name for row in pair.rows if row.comparable])
-            for measured in delta.scan(
-                pair, missing, progress=lambda done, total, name: job.report(done, total, name, "bytes")
-            ):
-                self.store.save_delta(pair.key, measured)
+            unmeasured = set(self.store.missing(pair.key, chosen))
+            missing = [name for name in chosen if name in unmeasured]
+
+            def report(done: int, total: int, name: str) -> None:
+                job.report(done, total, name, "bytes")
+
+            with pair.read_ahead(missing, job.cancel_event):
+                for measured in delta.scan(pair, missing, progress=report, cancel=job.cancel_event):
+                    self.store.save_delta(pair.key, measured)
             return len(missing)
 
-        return self.jobs.start(f"Scanning {pair.label}", work, key=f"scan:{pair.key}", owner=owner)
+        key = f"scan:{pair.key}" if names is None else f"scan:{content_key(pair.key, chosen)}"
+        return self.jobs.start(f"Scanning {pair.label}", work, key=key, owner=owner)
+
+    def fetch(self, pair: Pair, owner: str) -> Job:
+        """Bring both sides' files to this machine, as an engine needs them; nothing to do for folders."""
+
+        def work(job: Job) -> None:
+            sides = [side for side in (pair.a, pair.b) if side.missing_bytes]
+            total, before = sum(side.missing_bytes for side in sides), 0
+            for side in sides:
+                base, size = before, side.missing_bytes
+
+                def report(done: int, _total: int, name: str, base: int = base) -> None:
+                    job.report(base + done, total, name, "bytes")
+
+                side.fetch(report, job.cancel_event)
+                before += size
+
+        return self.jobs.start(f"Fetching {pair.label}", work, key=f"fetch:{pair.key}", owner=owner)
 
     def close(self) -> None:
         """Stop everything and let the database go."""

@@ -49,8 +49,15 @@ def open(backend: str, pair: Pair, *, device: str | None = None, dtype: str | No
         backend: "transformers" or "vllm". device, dtype: see the engines' own modules; None chooses well.
         options: passed to the engine's class, for tests and special needs.
 
-    Raises EngineError for a backend that does not exist or cannot run here, InstallError for packages that clash.
+    Raises EngineError for a backend that does not exist or cannot run here, or a model that is not on this machine yet,
+    InstallError for packages that clash.
     """
+    for side in (pair.a, pair.b):
+        if side.missing_bytes:
+            raise EngineError(
+                f"{side.label} is not on this machine yet: an engine needs all of it, "
+                f"{side.missing_bytes / 1e9:,.1f} GB more. Fetch it first, on the page “Pair”."
+            )
     if backend not in BACKENDS:
         raise EngineError(f'There is no engine "{backend}"; there are {" and ".join(BACKENDS)}.')
     found = next(b for b in available() if b.name == backend)

@@ -208,6 +208,11 @@ class HubFiles:
 
     # Everything
 
+    def speech_folder(self) -> Path:
+        """Where tokenizer, chat templates and configs lie, fetched if they did not yet."""
+        self.prepare(name for name in self._engine_names() if self.folder / name not in self._shards)
+        return self.folder
+
     def _engine_names(self) -> list[str]:
         small = [name for name in self.listing.files if "/" not in name and name.endswith(_ENGINE_SUFFIXES)]
         return list(dict.fromkeys([*small, *small_names(self.listing.files), *self._shards.values()]))

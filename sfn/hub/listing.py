@@ -54,7 +54,7 @@ class Listing:
     Attributes:
         repo: its name now. revision: what was asked for. files: name -> HubFile, subfolders included.
         gated: whether a licence must be accepted. licence: as the model card names it, "" if it does not.
-        base_models: what the model card says it was made from. notes: sentences that a viewer should read.
+        base_models: what the model card says it was made from. notes: (topic, sentence) that a viewer should read.
         offline: whether the Hub could not be asked, so that this is what the revision was when last seen.
     """
 
@@ -65,7 +65,7 @@ class Listing:
     gated: bool = False
     licence: str = ""
     base_models: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
     offline: bool = False
     headers: dict[str, str] = field(default_factory=dict, compare=False)  # shard -> JSON of its header, once read
 
@@ -116,7 +116,7 @@ def _asked(repo: str, revision: str) -> Listing:
         gated=bool(info.gated),
         licence=str(card.get("license") or ""),
         base_models=(based,) if isinstance(based, str) else tuple(map(str, based)),
-        notes=(f"{repo} is now called {info.id}; it was opened under that name.",) if info.id != repo else (),
+        notes=(("name", f"{repo} is now called {info.id}; it was opened under that name."),) if info.id != repo else (),
         headers=kept.headers if kept else {},
     )
 
@@ -182,7 +182,7 @@ def _kept(repo: str, commit: str) -> Listing | None:
     )  # fmt: skip
 
 
-def _moved(found: Listing) -> tuple[str, ...]:
+def _moved(found: Listing) -> tuple[tuple[str, str], ...]:
     """Remember where a branch stands; a sentence if it was elsewhere before."""
     if found.revision == found.commit:
         return ()
@@ -193,10 +193,11 @@ def _moved(found: Listing) -> tuple[str, ...]:
     if not seen:
         return ()
     last = seen[-1]
-    return (
+    sentence = (
         f"{found.repo} has changed: {found.revision!r} is commit {found.commit[:12]} now and was {last['commit'][:12]} "
-        f"on {last['on']}. What was computed for that is kept, and opens as {found.repo}@{last['commit'][:12]}.",
+        f"on {last['on']}. What was computed for that is kept, and opens as {found.repo}@{last['commit'][:12]}."
     )
+    return (("commit", sentence),)
 
 
 def _branch_file(repo: str, revision: str) -> Path:
@@ -231,7 +232,7 @@ def _last_seen(repo: str, revision: str, error: HubError) -> Listing | None:
         return None
     why = "HF_HUB_OFFLINE is set" if error.kind == "offline" else "the Hub cannot be reached"
     note = f"{repo} is shown as it was when last seen (commit {commit[:12]}), since {why}."
-    return replace(listing, revision=revision, offline=True, notes=(note,))
+    return replace(listing, revision=revision, offline=True, notes=(("offline", note),))
 
 
 def _files_in(snapshot: Path) -> dict[str, HubFile]:

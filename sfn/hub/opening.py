@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from sfn.errors import CheckpointError
 from sfn.folders import read_json
 from sfn.headers import TensorInfo, header_length, parse_header
 from sfn.hub.files import HubFiles
-from sfn.hub.listing import find, keep
+from sfn.hub.listing import Listing, keep
 from sfn.hub.ranges import RemoteFile
 from sfn.shards import INDEX_NAME, gathered, shard_names, weight_map
 
@@ -33,19 +33,19 @@ class Opened:
     files: HubFiles
 
 
-def open_repo(repo: str, revision: str | None = None) -> Opened:
-    """The model `repo` at `revision`: headers and small files are read, weights are not.
+def open_repo(listing: Listing, shards: Sequence[str] | None = None) -> Opened:
+    """What `listing` lists, headers and small files read, weights not. shards: the safetensors files, if known.
 
-    Raises HubError (no such model or revision, no access, no network), CheckpointError (no safetensors, broken files).
+    Raises HubError (no access, no network), CheckpointError (no safetensors, broken files).
     """
-    listing = find(repo, revision)
     top = [name for name in listing.files if "/" not in name]
     small = HubFiles(listing, [])
     small.prepare([*COMPARED_FILES, INDEX_NAME])
     mapped = None
     if INDEX_NAME in top:
         mapped = weight_map(small.folder / INDEX_NAME, read_json(small.path(INDEX_NAME)).get("weight_map"))
-    files = HubFiles(listing, shard_names(listing.repo, top, mapped))
+    names = shard_names(listing.repo, top, mapped) if shards is None else shards
+    files = HubFiles(listing, names)
     tensors = gathered(files.folder, _headers(files, mapped), mapped)
     return Opened(tensors, read_json(files.path("config.json")), files)
 

@@ -14,7 +14,7 @@ from tests.contracts.source import ROOT, Import, files, imports
 # drawing of docs/architecture.md.
 FLOORS = (
     {"errors", "records", "figures", "anatomy", "mapped_memory", "places", "answer_text"},
-    {"headers", "fingerprints", "readings", "shards", "folders", "hub"},
+    {"headers", "fingerprints", "readings", "shards", "folders", "hub", "tensors", "computed", "scales", "adapters"},
     {"checkpoints", "folder_writer"},
     {"differences", "tokenizer_differences", "merged_config", "pairs", "facts"},
     {"delta_kernel", "recipes"},

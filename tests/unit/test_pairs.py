@@ -289,7 +289,7 @@ def test_64_layers_compare_in_well_under_a_second_and_without_torch(tmp_path: Pa
     assert time.process_time() - start < 0.5
 
 
-def test_quantised_scales_ride_along(tmp_path: Path) -> None:
+def test_codes_with_scales_are_values(tmp_path: Path) -> None:
     shapes = {"model.embed_tokens.weight": (8, 4), "model.layers.0.mlp.up_proj.weight": (4, 4)}
     tensors = random_tensors(shapes, 0, "float32")
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
@@ -297,4 +297,6 @@ def test_quantised_scales_ride_along(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "a", tensors, {"quantization_config": {"quant_method": "fp8"}})
     pair = compared(folder, folder)
     assert all(row.movable for row in pair.rows)
-    assert "quantisation" in topics(pair)
+    assert len(pair.rows) == 3  # the embedding as head, and no scale
+    assert "8-bit codes with scales" in topics(pair)["format"].sentence
+    assert "quantisation" not in topics(pair)

@@ -332,7 +332,7 @@ def test_mixed_dtypes_stay_aligned_and_as_they_were(tmp_path: Path) -> None:
     tensors = {
         "model.embed_tokens.weight": torch.randn(6, 4).to(torch.bfloat16),
         "model.layers.0.self_attn.o_proj.weight": torch.randn(4, 4).to(torch.float8_e4m3fn),
-        "model.layers.0.self_attn.o_proj.weight_scale": torch.tensor(0.5),
+        "model.layers.0.self_attn.o_proj.input_scale": torch.tensor(0.5),
         "model.layers.0.mlp.up_proj.weight": torch.randint(-5, 5, (3, 3), dtype=torch.int8),
         "model.layers.0.mlp.up_proj.g_idx": torch.arange(3, dtype=torch.int64),
         "model.norm.weight": torch.ones(4, dtype=torch.float64),
@@ -345,7 +345,7 @@ def test_mixed_dtypes_stay_aligned_and_as_they_were(tmp_path: Path) -> None:
     o_proj = "model.layers.0.self_attn.o_proj.weight"
     assert bits(merged[o_proj]) == bits(tensors[o_proj])
     assert not merged["model.layers.0.mlp.up_proj.weight"].any()
-    assert merged["model.layers.0.self_attn.o_proj.weight_scale"].shape == ()
+    assert merged["model.layers.0.self_attn.o_proj.input_scale"].shape == ()
     for info in checkpoints.open(tmp_path / "m").tensors.values():
         assert info.start % (checkpoints.DTYPE_BITS[info.dtype] // 8) == 0
 
