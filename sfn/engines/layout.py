@@ -77,7 +77,8 @@ def skeleton(checkpoint: Any, shapes: Mapping[str, tuple[int, ...]], dtype: torc
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(checkpoint.folder)
+    said = deepcopy(dict(checkpoint.config))  # as the checkpoint reads it: its files may lie elsewhere, or hold codes
+    config = type(AutoConfig.for_model(said.get("model_type", ""))).from_dict(said)
     for part in (config, config.get_text_config(decoder=True)):
         part.tie_word_embeddings = False
     with torch.random.fork_rng(devices=[]):
