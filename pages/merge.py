@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from sfn.ui import asking, columns, columns_view, editing, opening, sweep_view, views
+from sfn.ui import asking, columns, columns_view, editing, opening, sweep_view, take_view, views
 
 _BESIDE = 24  # a board of at most this many layers leaves room for the recipe and the prompt beside it
 
@@ -39,3 +39,5 @@ match view:
         columns_view.draw(pair, seats, above_rem=45 if beside else 55)
     case "sweep":
         sweep_view.draw(pair, edit.plan)
+    case "take":
+        take_view.draw(pair, edit)

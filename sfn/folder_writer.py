@@ -147,10 +147,7 @@ def check_target(target: Path, tensors: Iterable[Outgoing]) -> None:
             raise SurgeryError(f"{target} is there already and is not a folder. Choose another name.")
         if target.is_dir() and any(target.iterdir()):
             raise SurgeryError(f"{target} is there already and not empty; it is not overwritten. Choose another name.")
-        above = next(folder for folder in target.parents if folder.exists())
-        if not above.is_dir():
-            raise SurgeryError(f"{target} cannot be written: {above} is a file. Choose another folder.")
-        free = shutil.disk_usage(above).free
+        free = free_bytes(target)
     except OSError as error:
         raise SurgeryError(f"{target} cannot be written: {error.strerror or error}. Choose another folder.") from error
     if needed > free:
@@ -158,6 +155,14 @@ def check_target(target: Path, tensors: Iterable[Outgoing]) -> None:
             f"{target} needs {_size(needed)}, but only {_size(free)} are free there. Make room, or choose a folder on "
             "another disk."
         )
+
+
+def free_bytes(target: Path) -> int:
+    """Room on the disk that `target` would be on. Raises SurgeryError where a file stands in the way, OSError."""
+    above = next(folder for folder in target.expanduser().absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise SurgeryError(f"{target} cannot be written: {above} is a file. Choose another folder.")
+    return shutil.disk_usage(above).free
 
 
 def _size(count: int) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike
@@ -124,7 +126,7 @@ def write(
     for tensor in tensors:
         dtypes[tensor.dtype] += tensor.size_bytes
     config = merged_config(pair.a, speaker, tied=tied, removed=plan.removed, dtype=dtypes.most_common(1)[0][0])
-    origin = _origin(pair, plan, {} if memo is None else memo)
+    origin = lineage(pair, plan, {} if memo is None else memo)
 
     def small_files(place: Path) -> None:
         write_json(place / RECIPE_NAME, origin)
@@ -132,10 +134,25 @@ def write(
         write_small_files(place, pair.a, speaker, config)
 
     metadata = {"format": "pt", "sfn_recipe": recipes.format(plan.recipe), "sfn_pair": pair.label, "sfn_plan": plan.key}
-    return write_folder(
-        folder, tensors, metadata, small_files,
-        max_shard_bytes=max_shard_bytes, progress=progress, cancel=cancel, durable=durable,
-    )  # fmt: skip
+    with _fetched_ahead(pair, plan, cancel):
+        return write_folder(
+            folder, tensors, metadata, small_files,
+            max_shard_bytes=max_shard_bytes, progress=progress, cancel=cancel, durable=durable,
+        )  # fmt: skip
+
+
+def size_bytes(pair: Pair, plan: Plan) -> int:
+    """Bytes of the tensors that `write` would write."""
+    return sum(tensor.size_bytes for tensor in _outgoing(pair, plan, _stays_tied(pair, plan)))
+
+
+def written(folder: str | PathLike[str], pair: Pair, plan: Plan) -> bool:
+    """Whether `folder` holds a checkpoint that SfN wrote for this plan of this pair."""
+    try:
+        said = json.loads((Path(folder) / RECIPE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and (said.get("plan_key"), said.get("pair_key")) == (plan.key, pair.key)
 
 
 # Tensors.
@@ -287,6 +304,18 @@ def _stays_tied(pair: Pair, plan: Plan) -> bool:
     return ties.get(source.kind, False)
 
 
+@contextmanager
+def _fetched_ahead(pair: Pair, plan: Plan, cancel: Event | None) -> Iterator[None]:
+    """While entered, what the plan needs of models on the Hub is fetched ahead."""
+    with ExitStack() as stack:
+        for side in _SIDES:
+            kinds = {"blend", side}
+            needed = [pair.info(side, name) for name, source in plan.sources.items() if source.kind in kinds]
+            ranges = [(info, info.start, info.end) for info in needed if info is not None]
+            stack.enter_context(pair.checkpoint(side).read_ahead(ranges, cancel))
+        yield
+
+
 def _outgoing(pair: Pair, plan: Plan, tied: bool) -> Iterator[Outgoing]:
     """Tensors of the merged checkpoint in anatomical order, layers counted anew."""
     for row in pair.rows:
@@ -324,7 +353,7 @@ def _chunks(pair: Pair, name: str, source: Source) -> Iterator[Chunk | Extent]:
         yield memoryview(block.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _origin(pair: Pair, plan: Plan, memo: Memo) -> dict[str, object]:
+def lineage(pair: Pair, plan: Plan, memo: Memo) -> dict[str, object]:
     """What sfn_recipe.json says: from what, by what and when the checkpoint was made.
 
     A fingerprint that nobody has computed yet is null, and the pair's key with it: it would cost reading all files.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfn import delta, pairs
+from sfn import delta, hub, pairs, surgery
 from sfn.engine_room import EngineRoom
 from sfn.jobs import Job, Jobs
 from sfn.records import content_key
@@ -16,6 +16,7 @@ from sfn.sweep_room import SweepRoom
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
+    from sfn.recipes import Plan
 
 _lock = threading.Lock()
 _current: Workbench | None = None
@@ -90,6 +91,41 @@ class Workbench:
                 before += size
 
         return self.jobs.start(f"Fetching {pair.label}", work, key=f"fetch:{pair.key}", owner=owner)
+
+    def write_merge(self, pair: Pair, plan: Plan, folder: Path, owner: str) -> Job:
+        """Write the merged checkpoint of `plan`; the job's result is its folder. Cancelled, it leaves nothing."""
+
+        def work(job: Job) -> Path:
+            def report(done: int, total: int, name: str) -> None:
+                job.report(done, total, name, "bytes")
+
+            return surgery.write(
+                pair, plan.recipe, folder,
+                progress=report, cancel=job.cancel_event, memo=self.store.file_hashes,
+            )  # fmt: skip
+
+        return self.jobs.start(f"Writing {folder.name}", work, key=self.write_key(pair, plan, folder), owner=owner)
+
+    @staticmethod
+    def write_key(pair: Pair, plan: Plan, folder: Path) -> str:
+        """Key of the job that writes `plan` of `pair` to `folder`."""
+        return f"write:{pair.key}:{plan.key}:{folder}"
+
+    def upload(self, folder: Path, repo: str, private: bool, owner: str) -> Job:
+        """Send a checkpoint's folder to a new repo on the Hub; the job's result is `hub.Uploaded`."""
+
+        def work(job: Job) -> hub.Uploaded:
+            def report(done: int, total: int, what: str) -> None:
+                job.report(done, total, what, "bytes")
+
+            return hub.upload(folder, repo, private=private, progress=report, cancel=job.cancel_event)
+
+        return self.jobs.start(f"Uploading {repo}", work, key=self.upload_key(folder), owner=owner)
+
+    @staticmethod
+    def upload_key(folder: Path) -> str:
+        """Key of the job that uploads `folder`."""
+        return f"upload:{folder}"
 
     def close(self) -> None:
         """Stop everything and let the database go."""

@@ -6,7 +6,7 @@ huggingface_hub's own client, so that its variables (HF_ENDPOINT, HF_TOKEN, HF_H
 always do; it is imported when first needed.
 """
 
-from sfn.hub.access import offer_token
+from sfn.hub.access import has_token, offer_token
 from sfn.hub.addresses import Address, address
 from sfn.hub.files import HubFiles
 from sfn.hub.listing import HubFile, Listing, find
@@ -14,6 +14,6 @@ from sfn.hub.opening import Opened, open_repo
 from sfn.hub.upload import Uploaded, check_name, upload
 
 __all__ = [
-    "Address", "HubFile", "HubFiles", "Listing", "Opened", "Uploaded", "address", "check_name", "find", "offer_token",
-    "open_repo", "upload",
+    "Address", "HubFile", "HubFiles", "Listing", "Opened", "Uploaded", "address", "check_name", "find", "has_token",
+    "offer_token", "open_repo", "upload",
 ]  # fmt: skip

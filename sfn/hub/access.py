@@ -28,6 +28,11 @@ def token() -> str | None:
     return get_token() or (_offered[-1] if _offered else None)
 
 
+def has_token() -> bool:
+    """Whether requests to the Hub are made in somebody's name."""
+    return token() is not None
+
+
 def endpoint() -> str:
     """Address of the Hub: HF_ENDPOINT, or huggingface_hub's own."""
     from huggingface_hub import constants

@@ -8,12 +8,12 @@ from streamlit.delta_generator import DeltaGenerator
 from sfn.ui import failures, state, words
 
 # View in the address -> what it is called; `pages/merge.py` draws it.
-VIEWS = {"answers": "Answers", "sweep": "Sweep"}
+VIEWS = {"answers": "Answers", "sweep": "Sweep", "take": "Take it with you"}
 
 
 def above() -> DeltaGenerator:
-    """The place for board, recipe and prompt: folded where the view is itself a large picture."""
-    if state.get("view") == "sweep":
+    """The place for board, recipe and prompt: folded where the view needs the room."""
+    if state.get("view") in ("sweep", "take"):
         recipe = failures.escaped(words.recipe(state.get("recipe")))
         return st.expander(f"Board, recipe and prompt · {recipe}", key="above")
     return st.container()
