@@ -94,16 +94,17 @@ def write_small_files(folder: Path, a: Checkpoint, speaker: Checkpoint, config: 
 
     config.json comes last because loaders look for it first: a folder without it is no model yet.
     """
-    copied = list(small_files(speaker.folder, names=(*TOKENIZER_FILES, "generation_config.json")))
+    own_files, words = a.speech_folder(), speaker.speech_folder()
+    copied = list(small_files(words, names=(*TOKENIZER_FILES, "generation_config.json")))
     for file in copied:
-        place = folder / file.relative_to(speaker.folder)
+        place = folder / file.relative_to(words)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)
-    own = [a.folder / name for name in _PROCESSORS]
+    own = [own_files / name for name in _PROCESSORS]
     if "auto_map" in config:  # a model whose code comes with it
-        own += sorted(a.folder.glob("*.py"))
-    if "auto_map" in read_json(speaker.folder / "tokenizer_config.json"):  # a tokenizer whose code comes with it
-        own += sorted(speaker.folder.glob("tokeniz*.py"))
+        own += sorted(own_files.glob("*.py"))
+    if "auto_map" in read_json(words / "tokenizer_config.json"):  # a tokenizer whose code comes with it
+        own += sorted(words.glob("tokeniz*.py"))
     for file in own:
         if file.is_file():
             shutil.copyfile(file, folder / file.name)

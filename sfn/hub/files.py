@@ -150,7 +150,7 @@ class HubFiles:
 
     # Weights
 
-    def _here(self, file: Path) -> bool:
+    def here(self, file: Path) -> bool:
         """Whether huggingface_hub's cache holds this shard whole."""
         with self._lock:
             if file in self._cached.shards:
@@ -162,7 +162,7 @@ class HubFiles:
 
     def stored(self, info: TensorInfo) -> bool:
         """Whether the tensor's bytes lie in a file on this machine."""
-        return self._here(info.file)
+        return self.here(info.file)
 
     def unchanged(self) -> bool:
         """Whether what is read from this machine is still the same; a commit never changes."""
@@ -170,13 +170,13 @@ class HubFiles:
 
     def open(self, info: TensorInfo) -> int:
         """A descriptor of the tensor's file. Raises HubError where it is not on this machine."""
-        if not self._here(info.file):
+        if not self.here(info.file):
             raise HubError(f"{info.file.name} of {self.listing.repo} is not on this machine.", "file")
         return self._cached.open(info)
 
     def view(self, info: TensorInfo, start: int, end: int) -> tuple[object, int]:
         """Memory that holds the range, and where in it the range begins."""
-        if self._here(info.file):
+        if self.here(info.file):
             return self._cached.view(info, start, end)
         for ahead in reversed(self._ahead):
             if (found := ahead.view(info.file, start, end)) is not None:
@@ -185,7 +185,7 @@ class HubFiles:
 
     def read(self, info: TensorInfo, start: int, end: int) -> bytearray:
         """Bytes start..end-1 of the tensor's file, in memory of their own."""
-        if self._here(info.file):
+        if self.here(info.file):
             return self._cached.read(info, start, end)
         data, skipped = self.view(info, start, end)
         if isinstance(data, bytearray) and not skipped and len(data) == end - start:
@@ -195,7 +195,7 @@ class HubFiles:
     @contextmanager
     def read_ahead(self, ranges: Iterable[tuple[TensorInfo, int, int]], cancel: Event | None = None) -> Iterator[None]:
         """While entered, these ranges are fetched ahead, in this order; see `Checkpoint.read_ahead`."""
-        wanted = [(info.file, start, end) for info, start, end in ranges if not self._here(info.file)]
+        wanted = [(info.file, start, end) for info, start, end in ranges if not self.here(info.file)]
         if not wanted:
             yield
             return

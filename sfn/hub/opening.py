@@ -56,7 +56,7 @@ def _headers(files: HubFiles, mapped: Mapping[str, str] | None) -> list[dict[str
     counts = Counter((mapped or {}).values())
     unread = [path for path in files.shards if path.name not in listing.headers]
     with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="sfn-headers") as pool:
-        jobs = {path: pool.submit(_header, files.remote(path), path, counts.get(path.name, 0)) for path in unread}
+        jobs = {path: pool.submit(_header, files, path, counts.get(path.name, 0)) for path in unread}
         try:
             read = {path: job.result() for path, job in jobs.items()}
         except BaseException:
@@ -64,7 +64,7 @@ def _headers(files: HubFiles, mapped: Mapping[str, str] | None) -> list[dict[str
             raise
     for path, (text, _) in read.items():
         listing.headers[path.name] = text
-    if read:
+    if read and not listing.offline:
         keep(listing)
     return [
         read[path][1]
@@ -74,8 +74,13 @@ def _headers(files: HubFiles, mapped: Mapping[str, str] | None) -> list[dict[str
     ]
 
 
-def _header(file: RemoteFile, path: Path, count: int) -> tuple[str, dict[str, TensorInfo]]:
+def _header(files: HubFiles, path: Path, count: int) -> tuple[str, dict[str, TensorInfo]]:
     """One shard's header as text and as tensors; read once more if it makes no sense, and then refused."""
+    file = files.remote(path)
+    if files.here(path):
+        with path.open("rb") as stream:
+            raw = stream.read(header_length(path, stream.read(8), file.size))
+        return raw.decode("utf-8", "replace"), parse_header(path, raw, file.size)[0]
     try:
         return _read_header(file, path, count)
     except CheckpointError as error:
