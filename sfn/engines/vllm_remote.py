@@ -34,7 +34,7 @@ _HELLO_S = 60.0  # behind a change of weights, which the engine finishes first
 _TURN_S = 15.0  # how long a turn lasts without a sign of life
 _PULSE_S, _PULSES = 5.0, 2  # while an answer is awaited: how often the server is felt for, and what counts as gone
 _PATIENCE_S = 2.0  # what a page waits for a server that it does not know yet
-_SULK_S = 5.0  # how long a failure is believed
+_SULK_S = 2.0  # how long a failure is believed
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import streamlit as st
 
 from sfn import demo, recipes
 from sfn.records import Sampling
-from sfn.ui import cached, columns, columns_view, failures, opening, state, words
+from sfn.ui import cached, columns, columns_view, failures, opening, state, style, words
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
@@ -200,18 +200,22 @@ def _summary() -> str:
 def draw_buttons(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> None:
     """Run (its label says what that does), stop, a new seed, and “run on change” for the stage."""
     missing, running = columns.missing(seats), columns.running()
+    unreached = any(seat.plan is not None and seat.problem for seat in seats)
     greedy = not state.get("temperature")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.button(
-            what_run_does(pair, missing),
+            "Reach the engine again" if unreached else what_run_does(pair, missing),
             type="primary",
             key="run",
             width=230,
-            disabled=blocked or not missing,
+            disabled=blocked or not (missing or unreached),
             on_click=_order,
             args=("run",),
         )
         st.button("Stop", key="stop", icon=":material/stop:", disabled=not running, on_click=_order, args=("stop",))
+        if style.presenter():  # settings are for before the talk
+            st.toggle("Run on change", key=_ON_CHANGE, help=_STAGE, **state.KEEP)
+            return
         st.button(
             "Again",
             key="again",
@@ -222,18 +226,20 @@ def draw_buttons(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> 
             help=_GREEDY if greedy else "Draw other answers, with the next seed.",
         )
         draw_settings()
-        st.toggle("Run on change", key=_ON_CHANGE, help="Every change runs by itself: for the stage.", **state.KEEP)
+        st.toggle("Run on change", key=_ON_CHANGE, help=_STAGE, **state.KEEP)
 
 
 def draw_view(pair: Pair) -> None:
     """Which columns there are, which sample is in sight, and how answers are shown."""
-    _draw_columns(pair)
+    if not style.presenter():
+        _draw_columns(pair)
     st.segmented_control(
         "Answers", list(_SHOW), key="show", format_func=_SHOW.get, required=True, label_visibility="collapsed",
         **state.KEEP,
     )  # fmt: skip
     if samples() > 1:
-        columns_view.draw_pager(samples())
+        if not st.session_state.get(columns.APART):
+            columns_view.draw_pager(samples())
         st.toggle("Page one by one", key=columns.APART, help="Each column turns its own pages.", **state.KEEP)
 
 
@@ -247,7 +253,7 @@ def _draw_columns(pair: Pair) -> None:
             "Columns, from left to right",
             columns.options(pair),
             key=_COLUMNS,
-            format_func=lambda column: failures.escaped(columns.title(pair, column)),
+            format_func=lambda column: columns.title(pair, column),
             accept_new_options=True,
             max_selections=columns.MOST,
             placeholder="choose, or write a recipe",
@@ -258,4 +264,5 @@ def _draw_columns(pair: Pair) -> None:
         )
 
 
+_STAGE = "Every change runs by itself: for the stage."
 _GREEDY = "Greedy decoding (temperature 0) gives the same answer every time. Raise the temperature to draw others."
