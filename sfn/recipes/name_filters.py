@@ -85,10 +85,22 @@ def _by_module(sources: Mapping[str, Source], layers: Mapping[str, Source], defa
     moved = {row: source for row, source in usual.items() if source != default}
     return [
         *((f"layers{layer}", source) for layer, source in layers.items()),
-        *cells.items(),
+        *_joined(cells, sources).items(),
         *_rows(moved, sources),
         (None, default),
     ]
+
+
+def _joined(cells: Mapping[str, Source], sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Modules of a layer that lie under one word and all have one source there as one filter: "layers.3.mlp."."""
+    found = dict(cells)
+    for cell in cells:
+        pieces = cell.split(".")
+        word = ".".join(pieces[:3]) + "."
+        meant = {sources[name] for name in sources if word in name}
+        if len(pieces) > 4 and len(meant) == 1 and cell in found:
+            found = {each: source for each, source in found.items() if not each.startswith(word)} | {word: meant.pop()}
+    return found
 
 
 def _rows(moved: Mapping[str, Source], sources: Mapping[str, Source]) -> Iterable[Filter]:

@@ -68,7 +68,6 @@ def _moving(pair: Pair, plan: Plan, folder: Path, running: bool) -> None:
             _progress(writing)
         elif there and folder.is_dir():
             _draw_written(folder, writing)
-            st.divider()
             _draw_upload(pair, plan, folder, sending)
         else:
             _draw_offer(pair, plan, folder, writing)
@@ -126,7 +125,7 @@ def _draw_written(folder: Path, job: Job | None) -> None:
     took = ""
     if job is not None and job.started_at is not None and job.finished_at is not None:
         took = f": {words.size(job.total)} in {words.seconds(job.finished_at - job.started_at)}"
-    st.html(f'<div class="sfn-line">Written{took}. Its README.md says what it is made of.</div>')
+    st.caption(failures.escaped(f"Written{took}. Its README.md says what it is made of and how to make it again."))
     a, b = opening.folders()
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         routes.link("pair", "Open it as A", query=state.query("pair", a=str(folder), b=b))

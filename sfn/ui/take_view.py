@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _PASTED = "take_pasted"
 _IMPORTED = "_take_imported"  # (whether it worked, sentences) of the last config that was pasted
 _YAML_PX = 236
+_DOWN = ":material/download:"
 
 
 def draw(pair: Pair, edit: Edit) -> None:
@@ -53,10 +54,12 @@ def _draw_link(pair: Pair, plan: Plan) -> None:
         st.code(link(text), language=None)
         st.code(text or "(all A: the empty recipe)", language=None)
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.download_button("Text", f"{text}\n", "recipe.txt", "text/plain", key="take_txt", on_click="ignore")
+            st.download_button(
+                "Text", f"{text}\n", "recipe.txt", "text/plain", key="take_txt", on_click="ignore", icon=_DOWN
+            )
             st.download_button(
                 "JSON", _json(pair, plan), "recipe.json", "application/json", key="take_json", on_click="ignore",
-                help="The recipe with the names, commits and fingerprints of both models.",
+                icon=_DOWN, help="The recipe with the names, commits and fingerprints of both models.",
             )  # fmt: skip
             st.caption("The link shows pair, recipe and question to whoever can reach this app.")
 
@@ -87,7 +90,7 @@ def _draw_export(pair: Pair, plan: Plan) -> None:
         st.code(config.yaml, language="yaml", height=_YAML_PX)
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.download_button(
-                "YAML", config.yaml, "config.yml", "application/yaml", key="take_yaml", on_click="ignore",
+                "YAML", config.yaml, "config.yml", "application/yaml", key="take_yaml", on_click="ignore", icon=_DOWN,
                 help="For mergekit 0.1.5: mergekit-yaml config.yml FOLDER",
             )  # fmt: skip
             st.caption(failures.escaped(" ".join((config.exactness, *config.notes))))
@@ -99,7 +102,7 @@ def _draw_import(pair: Pair) -> None:
             "A mergekit config for these two models", key=_PASTED, height=130, placeholder="merge_method: linear …",
             label_visibility="collapsed", **state.KEEP,
         )  # fmt: skip
-        st.button("Take this recipe", key="take_in", on_click=_import, args=(pair,), disabled=False)
+        st.button("Take this recipe", key="take_in", on_click=_import, args=(pair,))
         worked, sentences = st.session_state.get(_IMPORTED, (True, ()))
         for sentence in sentences:
             if worked:

@@ -35,6 +35,7 @@ def test_the_first_filter_that_occurs_decides() -> None:
         (moved("model.norm."), [("model.norm", B), (None, A)]),
         (moved("norm"), [("norm", B), (None, A)]),
         (moved("layers.3."), [("layers.3.", B), (None, A)]),
+        (moved("layers.3.mlp", "layers.10.mlp"), [("layers.3.mlp.", B), ("layers.10.mlp.", B), (None, A)]),
         (moved("layers.3.mlp.up"), [("layers.3.mlp.up_proj.", B), (None, A)]),
         ({n: A if "o_proj" in n else B for n in NAMES}, [("o_proj", A), (None, B)]),
         (moved("o_proj", to=HALF) | {NAMES[16]: B}, [("layers.3.self_attn.o_proj.", B), ("o_proj", HALF), (None, A)]),
