@@ -13,6 +13,7 @@ import streamlit as st
 
 from sfn import sweeps
 from sfn.sweeps import A_ROW, B_ROW, Line, Reading, Sweep
+from sfn.ui import words
 
 if TYPE_CHECKING:
     from sfn.engine_room import Answer
@@ -28,7 +29,8 @@ _mount = st.components.v2.component(
 )
 _LONGEST = 240  # characters of an answer that a cell can show
 _ENDS = {"stop": "ended", "length": "cut", "cancelled": "stopped"}
-_NARROW_REM = 7.0  # a column is never narrower: the grid scrolls then
+_NAME_REM = 10.0
+_NARROW_REM = 6.2  # a column is never narrower: the grid scrolls then
 
 
 def clicked(value: object) -> Place | None:
@@ -87,16 +89,17 @@ def data(
         "figure": figure,
         "legend": _legend(figure, most, judged, found.values()),
         "dark": dark,
+        "name": f"{_NAME_REM}rem",
         "tall": "min(34rem, 64vh)",
-        "wide": f"{11 + _NARROW_REM * len(columns)}rem",
-        "cell": "4.6rem" if text else "3.4rem",
+        "wide": f"{_NAME_REM + _NARROW_REM * len(columns)}rem",
+        "cell": "4.7rem" if text else "3.7rem",
         "lines": 3 if text else 1,
     }
 
 
 def _cell(reading: Reading, live: Mapping[str, Answer], figure: sweeps.Figure, most: int) -> dict[str, Any]:
     """One cell as sweep_grid.js reads it."""
-    cell = {"s": reading.state, "t": "", "v": "", "f": "", "h": reading.contains, "l": None, "why": ""}
+    cell = {"s": reading.state, "t": "", "v": "", "f": "", "h": reading.contains, "l": None, "why": "", "hint": ""}
     answer = live.get(reading.cell.question_key) if reading.state in ("waiting", "failed") else None
     if answer is not None and answer.active:
         return cell | _growing(answer)
@@ -108,17 +111,17 @@ def _cell(reading: Reading, live: Mapping[str, Answer], figure: sweeps.Figure, m
         return cell | {"t": "·", "f": "not asked yet"}
     value, level = _value(reading, figure, most)
     done = reading.cell.generation
-    many = f"{done.n_tokens} token{'' if done.n_tokens == 1 else 's'}"
     text = reading.text.strip()[:_LONGEST] or "(nothing)"
-    foot = _ENDS[done.finish] if figure == "tokens" else f"{many} · {_ENDS[done.finish]}"
-    return cell | {"t": text, "v": value, "l": level, "f": foot}
+    foot = _ENDS[done.finish] if figure == "tokens" else f"{done.n_tokens} tok · {_ENDS[done.finish]}"
+    hint = f"{words.many(done.n_tokens, 'token')}, {_ENDS[done.finish]}"
+    return cell | {"t": text, "v": value, "l": level, "f": foot, "hint": hint}
 
 
 def _growing(answer: Answer) -> dict[str, Any]:
     if answer.state == "running":
         return {"s": "growing", "t": answer.text.strip()[-_LONGEST:], "f": f"{answer.n_tokens} tokens …"}
-    words = {"queued": "queued", "loading": "loading weights"}
-    return {"s": answer.state, "t": "…", "f": words.get(answer.state, answer.state)}
+    foot = "loading weights" if answer.state == "loading" else "queued"
+    return {"s": answer.state, "t": "…", "f": foot}
 
 
 def _value(reading: Reading, figure: sweeps.Figure, most: int) -> tuple[str, float | None]:
@@ -126,8 +129,8 @@ def _value(reading: Reading, figure: sweeps.Figure, most: int) -> tuple[str, flo
     if figure == "tokens":
         return str(reading.tokens), (reading.tokens or 0) / most if most else 0.0
     if figure == "contains":
-        words = {True: "reached", False: "not reached", None: "no reference"}
-        return words[reading.contains], None if reading.contains is None else float(reading.contains)
+        said = {True: "reached", False: "not reached", None: "no reference"}
+        return said[reading.contains], None if reading.contains is None else float(reading.contains)
     if figure in ("like_a", "like_b"):
         share = reading.like_a if figure == "like_a" else reading.like_b
         return ("not known yet", None) if math.isnan(share) else (f"{share:.2f}", share)

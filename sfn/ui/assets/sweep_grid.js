@@ -1,8 +1,8 @@
 // The grid of a sweep: draws what Python sends, changes only the cells that changed, and tells Python which one was opened.
 //
-// data = {corner, columns: [{label, help}], rows: [{label, help, kind}], cells, open, figure, legend, tall, wide, cell, lines}
-//   cells[r][c] = {s, t, v, f, h, l, why, span}: state; beginning of the text; the figure in words; the line under it; whether the
-//   reference is reached (true, false, null); level of the colour, 0 to 1, null for none; why there is no answer; columns it spans.
+// data = {corner, columns: [{label, help}], rows: [{label, help, kind}], cells, open, figure, legend, dark, and lengths: name, tall, wide, cell, lines}
+//   cells[r][c] = {s, t, v, f, h, l, why, hint, span}: state; beginning of the text; the figure in words; the line under it; whether the
+//   reference is reached (true, false, null); level of the colour, 0 to 1, null for none; why there is no answer; hint; columns spanned.
 //   rows hold A's and B's own answers first (kind "A", "B"). open = [r, c] or null. Everything is text, never HTML.
 
 const grids = new WeakMap();
@@ -48,7 +48,7 @@ class Grid {
     table.setAttribute("aria-label", "Recipes by what was asked");
     const widths = make("colgroup");
     const first = make("col");
-    first.style.width = "11rem";
+    first.style.width = this.data.name;
     widths.append(first, ...columns.map(() => make("col")));
     const head = make("thead").appendChild(make("tr"));
     head.append(this.title(corner, "", "col"), ...columns.map((column) => this.title(column.label, column.help, "col")));
@@ -95,7 +95,7 @@ class Grid {
         if (cell.l === null) node.place.style.removeProperty("--level");
         else node.place.style.setProperty("--level", cell.l);
         const parts = [];
-        if (cell.v) parts.push(make("div", "value", cell.v));
+        if (cell.v) parts.push(make("div", cell.h === false && figure === "contains" ? "value quiet" : "value", cell.v));
         parts.push(make("div", "text", cell.why || cell.t));
         const foot = make("div", "foot");
         if (cell.h !== null) foot.append(make("b", "", cell.h ? "✓ " : "✗ "));
@@ -104,7 +104,7 @@ class Grid {
         node.button.replaceChildren(...parts);
         const asked = cell.span > 1 ? "" : `, ${columns[c]?.label ?? ""}`;
         node.button.setAttribute("aria-label", `${rows[r].label}${asked}: ${cell.v} ${cell.why || cell.t} ${cell.f}`);
-        node.button.title = cell.why;
+        node.button.title = cell.why || cell.hint;
       }),
     );
   }
@@ -132,6 +132,17 @@ class Grid {
     this.tabStop();
     for (const node of this.nodes.flat()) node.place.classList.toggle("open", node.button === button); // at once
     this.send({ row: this.at[0], column: this.at[1] });
+    this.show(30);
+  }
+
+  show(tries) {
+    // the opened cell is drawn below the grid by Streamlit: bring it into sight once it is there
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      const opened = document.querySelector(".st-key-sweep_cell_opened");
+      if (opened) opened.scrollIntoView({ block: "nearest", behavior: "smooth" });
+      else if (tries) this.show(tries - 1);
+    }, 150);
   }
 
   key(event) {
