@@ -29,7 +29,7 @@ _ASSETS = Path(__file__).parent / "assets"
 _HTML = """<div class="board"><div class="bar" role="toolbar" aria-label="Brush"></div>
 <div class="grid" role="grid" aria-label="Modules by layers"></div><div class="tip" role="tooltip"></div></div>"""
 _BAR_PX, _HEAD_PX, _ROW_PX, _LEGEND_PX = 30, 22, 20, 24  # as in board.css
-_SCRIPTS = ("board_sources.js", "board_bar.js", "board_blends.js", "board.js")  # one module; the last one exports
+_SCRIPTS = ("board_sources.js", "board_bar.js", "board_blends.js", "board_tip.js", "board_hand.js", "board.js")
 _mount = st.components.v2.component(
     "sfn_board",
     html=_HTML,

@@ -16,17 +16,15 @@ class Board {
     this.root = root;
     this.element = root.querySelector(".board");
     this.grid = root.querySelector(".grid");
-    this.tip = root.querySelector(".tip");
+    this.tip = new Tip(this, root.querySelector(".tip"));
     this.bar = new Bar(root.querySelector(".bar"), () => this.paintFrame());
     this.blends = new Blends(this);
     this.instance = Math.random().toString(36).slice(2, 12);
     this.seq = 0;
     this.pending = [];
     this.shape = "";
-    this.at = [0, 0]; // row -1: layer numbers, row n: the whole board, column -1: module names
-    this.brush = null;
-    this.previewed = null;
-    this.listen();
+    this.previewed = null; // drawn on top of all, told to nobody
+    this.hand = new Hand(this);
   }
 
   update(data, send) {
@@ -63,8 +61,7 @@ class Board {
     rows.forEach((row, r) => this.buildRow(row, r));
     this.addName(rows.length, "whole board", "Every module of the board.");
     this.legend = this.add("div", "legend", null);
-    if (!this.node(this.at)) this.at = [0, 0];
-    this.tabStop();
+    this.hand.tabStop();
   }
 
   buildRow(row, r) {
@@ -95,6 +92,11 @@ class Board {
     }
     this.grid.append(node);
     return node;
+  }
+
+  node([r, c]) {
+    const wide = r >= 0 && c >= 0 && this.data.rows[r] && !this.data.rows[r].layered;
+    return this.nodes.get(wide ? `${r},0` : `${r},${c}`);
   }
 
   paint() {
@@ -164,17 +166,17 @@ class Board {
       return span;
     };
     const items = [];
-    if (used.has("mixed")) items.push(key("mixed", "several sources"));
-    if (used.has("remove")) items.push(key("remove", "layer removed"));
-    const scale = make("span");
     if (high !== null) {
+      const scale = make("span");
       const ramp = make("div", "ramp");
       const stops = [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => shade(value, this.paper));
       ramp.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
-      scale.append(`shade: RMS shift ${low.toPrecision(2)}`, ramp, high.toPrecision(2));
+      scale.append(low.toPrecision(2), ramp, `${high.toPrecision(2)} RMS shift`);
       items.push(scale);
     }
     if (note) items.push(make("span", "said", note));
+    if (used.has("mixed")) items.push(key("mixed", "several sources"));
+    if (used.has("remove")) items.push(key("remove", "layer removed"));
     this.legend.title = note;
     this.legend.replaceChildren(...items);
   }
@@ -217,7 +219,7 @@ class Board {
   }
 
   act(gesture, cells) {
-    this.tip.classList.remove("on"); // what was clicked shall be seen
+    this.tip.cover(); // what was clicked shall be seen
     const takes = ([r, c]) => this.now[r][c] && !(this.data.rows[r].fixed[c] && needsB(gesture.source ?? gesture.act));
     const named = this.named(cells.filter(takes));
     if (!named.length) return;
@@ -280,235 +282,6 @@ class Board {
 
   shares(r) {
     return this.sliding(r).map(([row, c]) => shareOf(this.now[row][c])).filter((share) => share !== null);
-  }
-
-  // ------------------------------------------------------------------ pointer
-
-  listen() {
-    const grid = this.grid;
-    grid.onpointerdown = (event) => this.press(event);
-    grid.onpointermove = (event) => this.drag(event);
-    grid.onpointerup = (event) => this.lift(event, true);
-    grid.onpointercancel = (event) => this.lift(event, false);
-    grid.onpointerleave = () => this.brush || this.hover(null);
-    grid.onfocusout = () => this.hover(null);
-    this.element.onkeydown = (event) => this.key(event);
-  }
-
-  press(event) {
-    if (event.button !== 0) return;
-    const slide = event.target.closest(".slide");
-    if (slide) {
-      event.preventDefault();
-      this.hover(null);
-      if (this.blends.grab(Number(slide.dataset.slide), event)) this.grid.setPointerCapture(event.pointerId);
-      return;
-    }
-    const at = this.find(event);
-    if (!at) return;
-    event.preventDefault();
-    this.blends.settle();
-    this.focus(at, false);
-    const start = this.cellsOf(at);
-    if (!start.length) return;
-    this.brush = { from: at, to: at, gesture: this.gesture(start) };
-    this.grid.setPointerCapture(event.pointerId);
-    this.showBrush();
-  }
-
-  drag(event) {
-    if (this.blends.held?.track) {
-      this.blends.drag(event);
-      return;
-    }
-    const at = this.find(event);
-    if (!this.brush) {
-      this.hover(at, event.clientX, event.clientY, event.target.closest?.(".slide"));
-      return;
-    }
-    if (at && this.alike(at, this.brush.from) && String(at) !== String(this.brush.to)) {
-      this.brush.to = at;
-      this.showBrush();
-    }
-  }
-
-  alike(one, other) {
-    // both are cells, both numbers of layers, or both names of rows
-    const kind = ([r, c]) => (r < 0 ? "layer" : c >= 0 ? "cell" : r === this.data.rows.length ? "all" : "row");
-    return kind(one) === kind(other);
-  }
-
-  lift(event, take) {
-    if (this.blends.held?.track) this.blends.release(take);
-    if (!this.brush) return;
-    const cells = this.brushed();
-    const { gesture, to } = this.brush;
-    this.brush = null;
-    this.showBrush();
-    if (!take) return;
-    this.act(gesture, cells);
-    if (event.pointerType === "touch") this.explainTouch(to, event);
-  }
-
-  explainTouch(at, event) {
-    // a finger does not hover: the explanation comes after the tap and goes by itself
-    this.hover(at, event.clientX, event.clientY + 24);
-    clearTimeout(this.touched);
-    this.touched = setTimeout(() => this.hover(null), 2500);
-  }
-
-  find(event) {
-    const under = this.root.elementFromPoint(event.clientX, event.clientY);
-    const node = under && under.closest ? under.closest("[data-at]") : null;
-    if (!node || !this.grid.contains(node)) return null;
-    const [r, c] = node.dataset.at.split(",").map(Number);
-    return node.classList.contains("wide") ? [r, this.layerAt(event.clientX)] : [r, c];
-  }
-
-  layerAt(x) {
-    for (let layer = 0; layer < this.data.layers; layer++) {
-      if (x < this.nodes.get(`-1,${layer}`).getBoundingClientRect().right) return layer;
-    }
-    return 0;
-  }
-
-  brushed() {
-    const { from, to } = this.brush;
-    if (String(from) === String(to)) return this.cellsOf(from);
-    if (from[0] < 0) return this.block([0, from[1]], [this.data.rows.length - 1, to[1]], true);
-    return from[1] < 0 ? this.rowCells(from[0], to[0]) : this.block(from, to);
-  }
-
-  showBrush() {
-    for (const node of this.grid.querySelectorAll(".brushed")) node.classList.remove("brushed");
-    if (!this.brush) return;
-    this.tip.classList.remove("on");
-    for (const at of this.brushed()) this.nodes.get(String(at)).classList.add("brushed");
-  }
-
-  // ------------------------------------------------------------------ keyboard
-
-  key(event) {
-    if (event.target.tagName === "INPUT") return;
-    const letter = event.key.toLowerCase();
-    if (event.ctrlKey || event.metaKey) {
-      if (letter !== "z" && letter !== "y") return;
-      event.preventDefault();
-      this.blends.settle();
-      this.tell({ act: letter === "y" || event.shiftKey ? "redo" : "undo", cells: [] });
-    } else if (!event.altKey && this.bar.key(event)) {
-      event.preventDefault();
-    } else if (this.grid.contains(event.target) && event.target.dataset.at) {
-      this.gridKey(event);
-    }
-  }
-
-  gridKey(event) {
-    const node = event.target;
-    if (node !== this.node(this.at)) this.at = node.dataset.at.split(",").map(Number); // assistive tools set the focus themselves
-    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    if (step && event.shiftKey && step[1] && this.at[0] >= 0 && this.at[1] < 0) {
-      event.preventDefault();
-      this.blends.nudge(this.at[0], step[1] * STEP);
-    } else if (step) {
-      event.preventDefault();
-      this.move(step);
-    } else if (event.key === "Home" || event.key === "End") {
-      event.preventDefault();
-      this.focus([this.at[0], event.key === "Home" ? -1 : this.data.layers - 1], true);
-    } else if (event.key === " " || event.key === "Enter") {
-      event.preventDefault();
-      this.blends.settle();
-      const cells = this.cellsOf(this.at);
-      this.act(this.gesture(cells), cells);
-    } else if (event.key === "Escape" && this.brush) {
-      this.lift(event, false);
-    }
-  }
-
-  node([r, c]) {
-    const wide = r >= 0 && c >= 0 && this.data.rows[r] && !this.data.rows[r].layered;
-    return this.nodes.get(wide ? `${r},0` : `${r},${c}`);
-  }
-
-  move([down, right]) {
-    let [r, c] = this.at;
-    const row = this.data.rows[r];
-    if (right && row && !row.layered) return this.focus([r, right < 0 ? -1 : Math.max(c, 0)], true);
-    for (;;) {
-      r += down;
-      c += right;
-      if (r < -1 || r > this.data.rows.length || c < -1 || c >= Math.max(1, this.data.layers)) return undefined;
-      if (this.node([r, c])) return this.focus([r, c], true);
-    }
-  }
-
-  focus(at, show) {
-    const node = this.node(at);
-    if (!node) return;
-    this.at = at;
-    this.tabStop();
-    node.focus({ preventScroll: !show });
-    if (show) {
-      const box = node.getBoundingClientRect();
-      this.hover(at, box.left + box.width / 2, box.bottom);
-    }
-  }
-
-  tabStop() {
-    for (const node of this.grid.querySelectorAll('[data-at][tabindex="0"]')) node.tabIndex = -1;
-    const node = this.node(this.at);
-    if (node) node.tabIndex = 0;
-  }
-
-  // ------------------------------------------------------------------ the explanation
-
-  hover(at, x, y, slide) {
-    for (const node of this.grid.querySelectorAll(".lit")) node.classList.remove("lit");
-    this.tip.classList.toggle("on", Boolean(at || slide));
-    if (!at && !slide) return;
-    const [r, c] = at ?? [Number(slide.dataset.slide), -1];
-    if (r >= 0) this.nodes.get(`${r},-1`)?.classList.add("lit");
-    if (c >= 0 && (r < 0 || this.data.rows[r]?.layered)) this.nodes.get(`-1,${c}`)?.classList.add("lit");
-    const lines = this.explain(r, r >= 0 && c >= 0 && !this.data.rows[r].layered ? 0 : c, Boolean(slide));
-    this.tip.replaceChildren(...lines.map(([tag, text]) => make(tag, "", text)));
-    this.putTip(x, y);
-  }
-
-  putTip(x, y) {
-    const box = this.tip.getBoundingClientRect();
-    const right = document.documentElement.clientWidth;
-    const bottom = document.documentElement.clientHeight;
-    const left = x + 16 + box.width > right ? x - box.width - 12 : x + 16;
-    const top = y + 18 + box.height > bottom ? y - box.height - 12 : y + 18;
-    this.tip.style.left = this.tip.style.top = "0px";
-    const own = this.tip.getBoundingClientRect(); // a transformed ancestor makes "fixed" relative to itself
-    this.tip.style.left = `${Math.max(4, left) - own.x}px`;
-    this.tip.style.top = `${Math.max(4, top) - own.y}px`;
-  }
-
-  explain(r, c, slide) {
-    const does = brushWords();
-    const row = this.data.rows[r];
-    const where = row && !row.layered ? "" : rangeWords();
-    const title = r < 0 ? `Layer ${c}` : row ? row.module : "The whole board";
-    if (slide) {
-      const drag = `Drag, or use the arrow keys, to blend${where}: left is A, right is B. Shift goes beyond both.`;
-      return [["b", `${title}: share of B`], ["i", drag]];
-    }
-    if (r < 0) return [["b", title], ["i", `Click: ${does}, the whole layer. Drag over several.`]];
-    if (c < 0) {
-      const what = row && !row.layered ? "" : row ? ", the whole row" : ", everything";
-      return [["b", title], ...(row ? [["div", row.explain]] : []), ["i", `Click: ${does}${what}${where}.`]];
-    }
-    const source = this.source(r, c);
-    const act = this.now[r][c] === "" ? "" : ` Click or drag: ${does}.`;
-    return [
-      ["b", this.place(r, c)],
-      ["div", row.explain],
-      ["div", this.note(r, c)],
-      ["i", `${source[0].toUpperCase()}${source.slice(1).replace(/\.$/, "")}.${act}`],
-    ];
   }
 }
 
