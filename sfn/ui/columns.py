@@ -75,11 +75,13 @@ def _id(pair: Pair, text: str) -> str:
     if text in SIDES:
         return text
     text = text.replace(state.BETWEEN_COLUMNS, " ").strip()
-    try:
-        canonical = recipes.format(cached.plan(pair, text).recipe)
-    except RecipeError:
+    plan = _plan(pair, text)
+    if isinstance(plan, str):
         return text
-    return {"": "A", ALL_B: "B"}.get(canonical, canonical)
+    for side, all_of_it in (("A", ""), ("B", ALL_B)):
+        if not isinstance(whole := _plan(pair, all_of_it), str) and whole.key == plan.key:
+            return side
+    return recipes.format(plan.recipe)
 
 
 def keep(pair: Pair, plan: Plan) -> None:
@@ -114,7 +116,11 @@ def name(pair: Pair, id: str) -> str:
     """What a column is called in a few words."""
     if id in SIDES:
         return {"A": pair.a.label, "merged": "the board's recipe", "B": pair.b.label}[id]
-    return next((preset.label for preset in recipes.PRESETS if _id(pair, preset.text) == id), id)
+    plan = _plan(pair, id)
+    if isinstance(plan, str):
+        return id
+    presets = ((preset, _plan(pair, preset.text)) for preset in recipes.PRESETS)
+    return next((preset.label for preset, its in presets if not isinstance(its, str) and its.key == plan.key), id)
 
 
 def title(pair: Pair, id: str) -> str:

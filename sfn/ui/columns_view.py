@@ -1,23 +1,21 @@
-"""How the columns of answers look: rows of at most three, heads, texts, what stands under them, what can be done.
+"""How the columns of answers look: rows of at most three, their texts, and what can be done with each.
 
-Which answers there are is `columns`'; how a text is drawn is `answers`'. While an answer is on its way the columns are
-drawn anew several times a second. An answer to an earlier state is dimmed, never relabelled.
+Which answers there are is `columns`'; how a text is drawn is `answers`'; the lines around it are `column_lines`'. While
+an answer is on its way the columns are drawn anew several times a second. An answer to an earlier state is dimmed,
+never relabelled.
 """
 
 from __future__ import annotations
 
-import html
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from sfn import answer_text, recipes
+from sfn import answer_text
 from sfn.engines import asking as limits
-from sfn.ui import answers, cached, columns, continuing, failures, state, words
+from sfn.ui import answers, cached, column_lines, columns, continuing, failures, state, style
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
@@ -27,27 +25,11 @@ if TYPE_CHECKING:
 _BODY_PX = 260  # makes an answer scroll; columns.css decides how high it is
 _TICK_S = 0.2
 _IN_A_ROW = 3
+_PRESENTED_REM = 15  # around the answers in presenter mode: they fill the window, the board is above
 _CSS = (Path(__file__).parent / "assets" / "columns.css").read_text()
+_PRESENTED = ".sfn-words { font-size: 1.25rem; }"
 _REDRAW = "_columns_redraw"  # a control of a column has changed more than the columns
 _PROBLEM = "_columns_problem"  # the sentence of what a control could not do
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """What is the same for every column while they are drawn."""
-
-    pair: Pair
-    seats: tuple[Seat, ...]
-    samples: int
-    how: answers.Drawing
-
-    def of(self, id: str) -> tuple[Seat, ...]:
-        return tuple(seat for seat in self.seats if seat.id == id)
-
-    def in_sight(self, id: str) -> Seat:
-        """The seat that the column shows; a column that cannot be asked has one alone."""
-        seats = self.of(id)
-        return seats[min(columns.page(id, self.samples), len(seats) - 1)]
 
 
 def draw(pair: Pair, seats: tuple[Seat, ...], above_rem: int) -> None:
@@ -57,9 +39,11 @@ def draw(pair: Pair, seats: tuple[Seat, ...], above_rem: int) -> None:
     """
     st.session_state.pop(_REDRAW, None)
     samples = 1 + max((seat.sample for seat in seats), default=0)
-    frame = _Frame(pair, seats, samples, state.get("show"))
+    frame = column_lines.Frame(pair, seats, samples, state.get("show"))
+    above_rem = _PRESENTED_REM if style.presenter() else above_rem
     rows = len(_rows(columns.ids()))
-    st.html(f"<style>:root {{ --sfn-above: {above_rem}rem; --sfn-rows: {rows}; }} {_CSS}</style>")
+    css = _CSS + (_PRESENTED if style.presenter() else "")
+    st.html(f"<style>:root {{ --sfn-above: {above_rem}rem; --sfn-rows: {rows}; }} {css}</style>")
     st.fragment(_draw, run_every=_TICK_S if columns.running() else None)(frame, _states())
 
 
@@ -73,7 +57,7 @@ def _states() -> tuple[object, ...]:
     return (*((answer.question.key, answer.last.state) for answer in columns.on_screen()), continuing.pending())
 
 
-def _draw(frame: _Frame, before: tuple[object, ...]) -> None:
+def _draw(frame: column_lines.Frame, before: tuple[object, ...]) -> None:
     if st.session_state.pop(_REDRAW, False):
         st.rerun()  # a control of a column: what was handed to this fragment is out of date
     problem = continuing.catch_up() or st.session_state.pop(_PROBLEM, "")
@@ -93,11 +77,11 @@ def _key(id: str) -> str:
     return id if id in columns.SIDES else f"c{columns.ids().index(id) + 1}"
 
 
-def _draw_column(frame: _Frame, seat: Seat) -> None:
+def _draw_column(frame: column_lines.Frame, seat: Seat) -> None:
     whole = columns.whole(seat)
     key = _key(seat.id)
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False, key=f"head_{key}"):
-        st.html(_head(seat, whole), width="stretch")
+        st.html(column_lines.head(seat, whole), width="stretch")
         if frame.samples > 1 and st.session_state.get(columns.APART):
             draw_pager(frame.samples, seat.id)
         if whole is not None and columns.mine(whole):
@@ -108,10 +92,10 @@ def _draw_column(frame: _Frame, seat: Seat) -> None:
         _menu(frame, seat, key)
     with st.container(height=_BODY_PX, border=False, key=f"answer_{key}", autoscroll=bool(whole and whole.active)):
         cut = _body(frame, seat, whole, key)
-    dimmed = whole is not None and not seat.problem and _old(seat, whole)
+    dimmed = whole is not None and not seat.problem and column_lines.is_old(seat, whole)
     st.html(f"<style>.st-key-answer_{key} {{ opacity: {0.4 if dimmed else 1}; }}</style>")
     with st.container(horizontal=True, vertical_alignment="top", gap="xsmall", wrap=False, key=f"foot_{key}"):
-        st.html(f'<div class="sfn-seat-foot">{_foot(frame, seat, whole, cut)}</div>', width="stretch")
+        st.html(f'<div class="sfn-seat-foot">{column_lines.foot(frame, seat, whole, cut)}</div>', width="stretch")
         _continue(frame, seat, whole, key)
 
 
@@ -127,7 +111,7 @@ def _then_redraw(work: Callable[[], object]) -> None:
 # ---------------------------------------------------------------- the text
 
 
-def _body(frame: _Frame, seat: Seat, whole: Whole | None, key: str) -> bool:
+def _body(frame: column_lines.Frame, seat: Seat, whole: Whole | None, key: str) -> bool:
     """Draw what a column says; True where a difference could not be told to the end."""
     if seat.problem:
         st.text(seat.problem)
@@ -142,7 +126,11 @@ def _body(frame: _Frame, seat: Seat, whole: Whole | None, key: str) -> bool:
         )  # fmt: skip
     elif whole.text or whole.active:
         cut = answers.draw(
-            f"text_{key}", whole, opened=_opened(frame.pair, whole), how=frame.how, old=_of_a(frame, whole)
+            f"text_{key}",
+            whole,
+            opened=_opened(frame.pair, whole),
+            how=frame.how,
+            old=column_lines.of_a(frame, seat, whole),
         )
         if whole.last.state == "failed":
             st.caption(failures.escaped(f"It could not go on: {whole.last.error}"))
@@ -171,161 +159,10 @@ def _opened(pair: Pair, whole: Whole) -> bool:
     return question.pair_key == pair.key and cached.template_opens_thought(pair, question.tokenizer)
 
 
-def _of_a(frame: _Frame, whole: Whole) -> Whole | None:
-    """A's answer to the same question, which a difference is told from; None where there is none on screen."""
-    old = next((columns.whole(s) for s in frame.of("A") if s.sample == frame.in_sight("A").sample), None)
-    if old is None or old is whole or old.question.plan_key == whole.question.plan_key:
-        return None
-    mine, theirs = whole.question, old.question
-    same = (mine.prompt, mine.mode, mine.sampling) == (theirs.prompt, theirs.mode, theirs.sampling)
-    return old if same else None
-
-
-# ---------------------------------------------------------------- head and foot
-
-
-def _head(seat: Seat, whole: Whole | None) -> str:
-    """Title of a column; for the merged one the recipe that produced what stands in it; what is out of date."""
-    if seat.id in ("A", "B"):
-        title = html.escape(seat.name + ("" if seat.id == "A" else _WHAT_IS_B))
-        name = f'<b>{seat.id}</b><span title="{title}">{html.escape(seat.name)}</span>'
-    else:
-        text = seat.id
-        if seat.id == "merged":
-            text = whole.question.recipe if whole else recipes.format(seat.plan.recipe) if seat.plan else ""
-        kind = "" if seat.id == "merged" else " sfn-other"
-        full = html.escape(words.recipe(text))
-        label = html.escape(words.recipe(text) if seat.id == "merged" else seat.name)
-        name = f'<span class="sfn-chip{kind}" title="{full}">{label}</span>'
-        name = f"<b>merged</b>{name}" if seat.id == "merged" else name
-    said, hover = _standing(seat, whole)
-    return f'<div class="sfn-seat">{name}<em title="{html.escape(hover)}">{html.escape(said)}</em></div>'
-
-
-_WHAT_IS_B = ": all of B's weights, spoken with A's config (positions, norm epsilon, context length)"
-
-
-def _standing(seat: Seat, whole: Whole | None) -> tuple[str, str]:
-    """What the head says about an answer that is not simply the one to the question of now, and the whole of it."""
-    if whole is None:
-        return "", ""
-    if columns.is_pinned(seat.id):
-        asked = whole.question
-        hover = f"Pinned. Recipe: {words.recipe(asked.recipe)}. Prompt ({asked.mode}): {asked.prompt}"
-        return "pinned", hover
-    return outdated(seat, whole), ""
-
-
-def _old(seat: Seat, whole: Whole) -> bool:
-    """Whether what stands in a column answers another question than the one of now."""
-    return not (
-        columns.is_pinned(seat.id)
-        or columns.is_current(seat, whole.parts[0])
-        or columns.is_elsewhere(seat, whole.parts[0])
-    )
-
-
-def outdated(seat: Seat, whole: Whole) -> str:
-    """In what the answer on screen differs from what is chosen now; "" where it does not."""
-    if seat.question is None or columns.is_current(seat, whole.parts[0]):
-        return ""
-    old, new = whole.question, seat.question
-    if old.pair_key != new.pair_key:
-        return "of an earlier pair"
-    if old.plan_key != new.plan_key:
-        return "of an earlier recipe"
-    if old.prompt != new.prompt:
-        return "to an earlier prompt"
-    if (old.mode, old.sampling) != (new.mode, new.sampling):
-        return "with earlier settings"
-    return "from another engine"
-
-
-_ENDS = {"stop": "ended by itself", "length": "cut at the token limit", "cancelled": "stopped"}
-
-
-def _foot(frame: _Frame, seat: Seat, whole: Whole | None, cut: bool) -> str:
-    """Safe HTML of the lines under an answer: where it stands, how much, how fast, why it ended, where it comes from;
-    and how the samples of the column fare."""
-    lines = [" · ".join([*_progress(whole), *_origin(seat, whole)])] if whole is not None and not seat.problem else []
-    if frame.samples > 1 and not seat.problem:
-        lines.append(_of_samples(frame, seat))
-    elif whole is not None:
-        lines.append(_about_difference(frame, seat, whole, cut))
-    return "<br>".join(html.escape(line) for line in lines if line)
-
-
-def _progress(whole: Whole) -> list[str]:
-    last = whole.last
-    if last.state == "failed":
-        return ["failed"]
-    if last.state == "queued":
-        before = cached.workbench().engines.position(last)
-        return [f"queued · {before} before it" if before else "queued · next"]
-    if last.state == "loading":
-        status = cached.workbench().engines.status
-        return [f"{status.detail or 'loading weights'} · {time.monotonic() - last.asked_at:.0f} s"]
-    most = f" of at most {whole.n_tokens - last.n_tokens + last.question.sampling.max_tokens}" if whole.active else ""
-    said = [f"{whole.n_tokens}{most} token{'' if whole.n_tokens == 1 and not most else 's'}"]
-    if len(whole.parts) > 1:
-        said[0] += f" in {len(whole.parts)} parts"
-    if last.tokens_per_s:
-        said.append(f"{last.tokens_per_s:.0f} tokens/s")
-    if whole.finish:
-        said.append(_ENDS[whole.finish])
-    return said
-
-
-def _origin(seat: Seat, whole: Whole) -> list[str]:
-    """When a stored answer was given; and by which engine, unless it is the very one that would answer now."""
-    last = whole.last
-    if last.active or last.generation is None:
-        return []
-    said = [f"from the store, {last.generation.created_at.astimezone():%d %b %H:%M}"] if last.state == "stored" else []
-    frames = [
-        (asked.engine, asked.engine_version, asked.device, asked.dtype)
-        for asked in (last.question, seat.question)
-        if asked is not None
-    ]
-    if len(set(frames)) > 1:
-        said.append("from {} {} on {}, {}".format(*frames[0]))
-    return said
-
-
-def _of_samples(frame: _Frame, seat: Seat) -> str:
-    """How many samples of the column came out, and how their lengths spread."""
-    found = [columns.whole(each) for each in frame.of(seat.id)]
-    current = [
-        whole
-        for each, whole in zip(frame.of(seat.id), found, strict=True)
-        if whole is not None and not _old(each, whole) and not whole.active and whole.last.state != "failed"
-    ]
-    if not current:
-        return f"none of {frame.samples} samples yet"
-    ended = sum(whole.finish == "stop" for whole in current)
-    lengths = answer_text.spread([whole.n_tokens for whole in current])
-    return f"{len(current)} of {frame.samples} samples · {lengths} tokens · {ended} ended by themselves"
-
-
-def _about_difference(frame: _Frame, seat: Seat, whole: Whole, cut: bool) -> str:
-    if frame.how != "difference":
-        return ""
-    if cut:
-        return f"compared with A over the first {answer_text.MOST_WORDS:,} words"
-    if seat.id != "A" and _of_a(frame, whole) is None:
-        if "A" not in columns.ids():
-            return "not compared: A is not among the columns"
-        theirs = columns.whole(frame.in_sight("A"))
-        if theirs is not None and theirs.question.plan_key == whole.question.plan_key:
-            return "the same weights as A"
-        return "not compared: A has not answered this prompt yet"
-    return ""
-
-
 # ---------------------------------------------------------------- what can be done with a column
 
 
-def _menu(frame: _Frame, seat: Seat, key: str) -> None:
+def _menu(frame: column_lines.Frame, seat: Seat, key: str) -> None:
     """Pin, keep, move, remove."""
     now = columns.ids()
     at = now.index(seat.id)
@@ -354,7 +191,7 @@ def _act(key: str, acts: dict[str, Callable[[], object]]) -> None:
         _then_redraw(chosen)
 
 
-def _continue(frame: _Frame, seat: Seat, whole: Whole | None, key: str) -> None:
+def _continue(frame: column_lines.Frame, seat: Seat, whole: Whole | None, key: str) -> None:
     """The button that goes on with an answer that was cut, where there is room for more of it."""
     if whole is None or seat.plan is None or whole.question.plan_key != seat.plan.key:
         return

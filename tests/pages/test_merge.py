@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import html
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from sfn import checkpoints, engines, pairs, recipes
+from sfn.engines import text
 from sfn.ui import words
 from tests.builders import tiny_qwen2
+from tests.pages.conftest import finish_scan
 
 PROMPT = "What is 1 + 1?"
 SHORT = {"prompt": PROMPT, "max_tokens": 12}
@@ -224,3 +228,157 @@ def test_model_text_is_shown_as_it_is():
     assert "<script>" not in drawn
     assert html.unescape(drawn.split(">", 1)[1].removesuffix("</div>")) == text
     assert words.said("\n\n  so") == words.said("  so")
+
+
+# ---------------------------------------------------------------- more columns, samples, other engines
+
+
+def test_the_address_decides_which_columns_there_are(visit, bench, spoken):
+    app = visit("merge", recipe="q_proj@0=B", columns="B|o_proj@0-1=B|A", **SHORT)
+    assert [bool(name in head) for name, head in zip(("<b>B</b>", "o_proj@all=B", "<b>A</b>"), heads(app), strict=True)]
+    app.button(key="run").click().run()
+    until_done(app)
+    assert answers(app) == [spoken["all@all=B"], spoken["o_proj@all=B"], spoken[""]]
+
+
+def test_a_column_whose_recipe_is_wrong_says_so_and_the_others_answer(visit, bench, spoken):
+    app = visit("merge", columns="A|o_prj@all=B", **SHORT)
+    assert "o_prj" in answers(app)[1]
+    app.button(key="run").click().run()
+    until_done(app)
+    assert answers(app)[0] == spoken[""]
+
+
+def test_too_many_columns_are_a_sentence(visit):
+    app = visit("merge", columns="|".join(f"o_proj@{layer}=B" for layer in range(7)))
+    assert not app.exception
+    assert "at most 6" in app.warning[0].value.replace("\\", "")
+    assert len(heads(app)) == 3
+
+
+def test_columns_are_chosen_by_name_or_written_and_the_address_follows(visit, folders):
+    app = visit("merge", **SHORT)
+    app.multiselect(key="columns_choice").set_value(["A", "q_proj@1=B;mlp@0=B"]).run()
+    assert app.session_state["columns"] == "A|mlp@0=B; q_proj@1=B"
+    assert len(heads(app)) == 2
+    app.multiselect(key="columns_choice").set_value([]).run()
+    assert len(heads(app)) == 3
+
+
+def test_samples_are_questions_of_their_own_and_can_be_paged(visit, bench):
+    app = visit("merge", recipe="o_proj@all=B", temperature="1.5", samples=3, seed=5, **SHORT)
+    app.button(key="run").click().run()
+    until_done(app)
+    table = bench.store.generations()
+    assert sorted(table["seed"]) == [5, 5, 5, 6, 6, 6, 7, 7, 7]
+    assert all("3 of 3 samples" in each for each in bodies(app, "sfn-seat-foot"))
+    first = answers(app)
+    app.button(key="turn_chevron_right_all").click().run()
+    assert app.session_state["sample"] == 2
+    drawn = {text.lstrip("\r\n") for text in table[table["seed"] == 6]["text"]}
+    assert set(answers(app)) <= drawn
+    assert answers(app) != first
+
+
+def bodies(app, kind: str) -> list[str]:
+    return [each.proto.body for each in app.get("html") if f'class="{kind}"' in each.proto.body]
+
+
+def test_greedy_has_one_sample_and_says_why(visit, bench):
+    app = visit("merge", samples=8, **SHORT)
+    assert any("one sample" in each.value for each in app.caption)
+    app.button(key="run").click().run()
+    until_done(app)
+    assert len(bench.store.generations()) == 2  # A and, the board moving nothing, merged are one question; and B
+
+
+def test_an_answer_of_another_engine_is_shown_with_its_name_and_may_still_be_asked(visit, bench):
+    app = visit("merge", recipe="o_proj@all=B", **SHORT)
+    app.button(key="run").click().run()
+    until_done(app)
+    answer = app.session_state["_answers_shown"]["B", 0].generation
+    foreign = replace(
+        answer.question, engine="vllm", engine_version="0.9", device="cuda", dtype="bfloat16", prompt="Hi"
+    )
+    bench.store.save_generation(replace(answer, question=foreign, text="from afar"))
+
+    app = visit("merge", recipe="o_proj@all=B", **(SHORT | {"prompt": "Hi"}))
+    assert answers(app)[2] == "from afar"
+    assert "from vllm 0.9 on cuda, bfloat16" in feet(app)[2]
+    assert "from another engine" in heads(app)[2]
+    assert answers(app)[0] == "Not asked yet."
+    app.button(key="run").click().run()
+    until_done(app)
+    assert "from afar" not in answers(app)
+    assert "vllm" not in feet(app)[2]
+
+
+def test_what_differs_from_a_is_marked_and_nothing_else(visit, bench, spoken):
+    app = visit("merge", recipe="o_proj@all=B", show="difference", **SHORT)
+    app.button(key="run").click().run()
+    until_done(app)
+    of_a, of_merged, _of_b = passages(app)
+    assert {piece[0] for passage in of_a for piece in passage["pieces"]} <= {"text", "formula", "display"}
+    marked = [piece for passage in of_merged for piece in passage["pieces"]]
+    assert {piece[0] for piece in marked} & {"inserted", "deleted"}
+    assert "".join(piece[1] for piece in marked if piece[0] != "deleted") == spoken["o_proj@all=B"].lstrip("\r\n")
+
+
+@pytest.mark.parametrize("mode", ["plain", "chat"])
+def test_a_cut_answer_goes_on_as_one_text_of_two_questions(visit, bench, folders, mode):
+    app = visit("merge", columns="A", show="plain", prompt=PROMPT, max_tokens=6, mode=mode)
+    app.button(key="run").click().run()
+    until_done(app)
+    begun = answers(app)[0]
+    app.button(key="continue_A").click().run()
+    finish_scan(bench)  # the tokenizer's job
+    app.run()
+    [(_key, [part])] = app.session_state["_answer_parts"].items()
+    assert part.finished.wait(60)
+    app.run()
+    second, first = bench.store.generations().itertuples()
+    assert answers(app)[0] == (first.text + second.text).lstrip("\r\n")
+    assert answers(app)[0].startswith(begun)
+    assert "12 tokens in 2 parts" in feet(app)[0]
+    if mode == "plain":
+        assert second.prompt == PROMPT + first.text
+    else:
+        speech = text.load(Path(folders[0]), "A")
+        assert speech.prompt_ids(second.prompt, "plain")[: len(ids := speech.prompt_ids(PROMPT, "chat"))] == ids
+        assert second.prompt.endswith(first.text)
+    assert second.mode == "plain"
+
+
+def test_a_pinned_column_stays_while_the_others_change(visit, bench):
+    app = visit("merge", recipe="o_proj@all=B", **SHORT)
+    app.button(key="run").click().run()
+    until_done(app)
+    before = answers(app)
+    choose(app, "menu_merged", "Pin this answer while the others change")
+    app.text_area(key="prompt").set_value("Something else").run()
+    assert app.button(key="run").label == "Run A and B"
+    app.button(key="run").click().run()
+    until_done(app)
+    assert answers(app)[1] == before[1]
+    assert answers(app)[0] != before[0]
+    assert "pinned" in heads(app)[1]
+    assert f"asked: {PROMPT}" in bodies(app, "sfn-seat-foot")[1]
+    assert any("answer_merged" in each.proto.body and "opacity: 1" in each.proto.body for each in app.get("html"))
+    choose(app, "menu_merged", "Unpin")
+    assert "to an earlier prompt" in heads(app)[1]
+
+
+def test_the_boards_recipe_is_kept_as_a_column_moved_and_removed(visit, bench):
+    app = visit("merge", recipe="o_proj@all=B", **SHORT)
+    choose(app, "menu_merged", "Keep this recipe as a column")
+    assert app.session_state["columns"] == "A|merged|o_proj@all=B|B"
+    choose(app, "menu_c3", "Move to the right")
+    assert app.session_state["columns"] == "A|merged|B|o_proj@all=B"
+    choose(app, "menu_c4", "Remove")
+    assert app.session_state["columns"] == ""
+    assert len(heads(app)) == 3
+
+
+def choose(app, key: str, what: str) -> None:
+    """Choose from a column's menu."""
+    next(each for each in app.get("menu_button") if each.key == key).click(what).run()
