@@ -76,7 +76,7 @@ class Fault:
     Attributes:
         kind: "status" (code, headers, body), "cut" (the connection ends after `after` bytes of the body), "stall" (it
             stays silent for `seconds` after `after` bytes), "slow" (`seconds` between pieces of 64 kB), "short" and
-            "long" (Content-Length and range are `by` bytes too small or large), "shift" (a range that begins elsewhere),
+            "long" (length and range are `by` bytes too small or large), "shift" (a range that begins elsewhere),
             "etag" (another ETag), "commit" (another X-Repo-Commit), "corrupt" (`after`: byte of the file that is
             flipped), "whole" (200 with the whole file, as if ranges were unknown).
         host, path: request's host ("hub", "cdn"), and a pattern its path must hold; method.
@@ -300,7 +300,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found:
             start, stop = int(found[1]), min(file.size, int(found[2] or file.size) + 1)
             if start >= file.size:
-                return self._text(416, "", {"Content-Range": f"bytes */{file.size}"})
+                self._text(416, "", {"Content-Range": f"bytes */{file.size}"})
+                return
         if kind == "etag":
             headers = {**headers, "ETag": '"' + "0" * 64 + '"'}
         if kind == "shift":

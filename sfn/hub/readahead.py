@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from threading import Condition, Event, Thread
+from threading import Condition, Event, Lock, Thread
 from typing import Self
 
 from sfn.errors import Cancelled, HubError, SfnError
@@ -32,13 +32,14 @@ Range = tuple[Path, int, int]  # file, first byte, byte after the last
 class _Piece:
     """A part of one file. left: bytes of it that are planned to be read and were not yet. turn: place in the plan."""
 
-    __slots__ = ("data", "end", "error", "file", "held", "left", "start", "state", "turn")
+    __slots__ = ("data", "end", "error", "file", "held", "left", "start", "state", "turn", "writing")
 
     def __init__(self, file: Path, start: int, end: int, turn: int) -> None:
         self.file, self.start, self.end, self.turn = file, start, end, turn
         self.left = 0
         self.state = "waiting"  # "waiting", "fetching", "ready", "gone"
         self.held = False  # whether it takes room in the window
+        self.writing = Lock()  # held while the spool's file grows
         self.data: bytearray | None = None  # where the spool could not take it
         self.error: SfnError | None = None
 
@@ -93,8 +94,9 @@ class ReadAhead:
         self._stop.set()
         with self._change:
             self._change.notify_all()
-        for thread in self._threads:
-            thread.join(timeout=2.0)
+        for piece in self._pieces:
+            with piece.writing:  # from here on nothing is written; a thread that waits for the network ends later
+                pass
         if self._spool is not None:
             self._spool.close(keep=kind is not None)
 
@@ -263,8 +265,11 @@ class ReadAhead:
         try:
             for part in file.stream(piece.start + reached, piece.end, self._stop_or_cancel()):
                 view = memoryview(part)
-                while view:
-                    view = view[os.write(descriptor, view) :]
+                with piece.writing:
+                    if self._stop.is_set():
+                        raise Cancelled("Reading ended before this piece was there.")
+                    while view:
+                        view = view[os.write(descriptor, view) :]
         except OSError:
             spool.drop(file, piece.start, piece.end)
             return False
