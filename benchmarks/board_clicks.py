@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/board_clicks.py [--clicks 60]
 
-The echo is complete when the recipe's text and the words of the Run button both follow the click. The bundled pair and a
-pair of 64 layers, which this script makes, in real Chromium, with a running engine whose weights the button speaks of.
+The echo is complete when the recipe's text and the words of the Run button both follow the click. The bundled pair and
+one of 64 layers, which this script makes, in real Chromium, with a running engine whose weights the button speaks of.
 Fails where 95 of 100 clicks are not answered within what is wanted.
 """
 
