@@ -167,10 +167,11 @@ class EngineRoom:
             self._queue.changed()
             if not leaving or task.wanted:
                 return
-            task.stop.set()
             if task in self._queue:
                 self._queue.remove(task)
                 task.end("cancelled", finish="cancelled")
+            else:
+                self._stop(task)
 
     def position(self, answer: Answer) -> int:
         """How many questions are before this one, as things stand; 0 when it is being answered or has ended."""
@@ -271,6 +272,11 @@ class EngineRoom:
         except Cancelled:
             self._let_go(task)
             return
+        with self._changed:
+            self._set_back()
+        if task.stop.is_set() or not task.wanted:
+            self._let_go(task)
+            return
         task.say(state="running")
         question = task.question
         pieces = engine.generate(question.prompt, mode=question.mode, cancel=task.stop, **asdict(question.sampling))
@@ -299,6 +305,12 @@ class EngineRoom:
         """Make a background answer that is being worked on give way to a question of the foreground."""
         task = self._current
         if task is not None and task.background and self._queue.foreground and time.monotonic() > task.protected_until:
+            self._stop(task)
+
+    def _stop(self, task: Task) -> None:
+        """Stop the task that is being worked on, but not the start of an engine that others are waiting for."""
+        starting = task.said.state == "loading" and self.status.state == "starting"
+        if not (starting and any(other.weights[:2] == task.weights[:2] for other in self._queue)):
             task.stop.set()
 
     def _let_go(self, task: Task) -> None:

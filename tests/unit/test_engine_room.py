@@ -212,21 +212,46 @@ def test_cancel_in_mid_answer_is_kept_but_not_served(room, ask, pair):
 def test_a_change_of_weights_is_cancelled_with_its_question(room, ask):
     loading = threading.Event()
 
-    def load(cancel):
+    def load(_, cancel):
         loading.set()
         assert cancel.wait(10)
         raise Cancelled("The change of weights was cancelled.")
 
     _, engine = hold(ask)
-    engine.loading = load
+    ScriptedEngine.loading = load
     engine.gate.set()
     mine = ask("o_proj@all=B", prompt="large")
     assert loading.wait(10)
-    engine.loading = None
+    ScriptedEngine.loading = None
     assert mine.state == "loading"
     room.cancel(mine, "me")
     assert mine.state == "cancelled"
     assert wait(ask(prompt="go on")).state == "done"
+
+
+def test_the_start_of_an_engine_that_others_wait_for_is_not_cancelled(room, ask):
+    started, go_on, cancels = threading.Event(), threading.Event(), []
+
+    def start(engine, cancel):
+        engine.status = replace(engine.status, state="starting")
+        started.set()
+        assert go_on.wait(10)
+        cancels.append(cancel.is_set())
+        engine.status = replace(engine.status, state="idle")
+
+    ScriptedEngine.loading = start
+    try:
+        mine = ask(prompt="mine", background=True)
+        assert started.wait(10)
+        yours = ask(prompt="yours", owner="you")  # goes before what is in the background, but starts nothing anew
+        room.cancel(mine, "me")
+        assert mine.state == "cancelled"
+        go_on.set()
+        assert wait(yours).state == "done"
+        assert cancels[0] is False
+        assert len(ScriptedEngine.opened) == 1
+    finally:
+        ScriptedEngine.loading = None
 
 
 def test_what_a_viewer_has_asked(room, ask):
