@@ -194,23 +194,21 @@ def sentence(sweep: Sweep, rows: Sequence[Line], cells: Sequence[SweepCell]) -> 
 
 def _reached(sweep: Sweep, rows: Sequence[Line], judged: Sequence[Reading]) -> str:
     """How many recipes reach the reference how often, and how often A and B do."""
-    if not sweep.asks_each_column:
-        ours = [reading for reading in judged if reading.cell.row >= 0]
-        hits = sum(bool(reading.contains) for reading in ours)
-        return f"{hits} of {len(ours)} recipes reach the reference{_sides(judged)}."
-    scores: dict[int, list[bool]] = {}
+    scores: dict[int | tuple[int, int], list[bool]] = {}
     for reading in judged:
-        if reading.cell.row >= 0:
-            scores.setdefault(reading.cell.row, []).append(bool(reading.contains))
-    most = max(len(score) for score in scores.values())
-    what = _columns_word(sweep, most)
-    best = max(sum(score) for score in scores.values())
-    if not best:
-        return f"No recipe of {len(scores)} reaches the reference on any of {most} {what}{_sides(judged)}."
-    leaders = [rows[row].label for row, score in scores.items() if sum(score) == best]
+        cell = reading.cell
+        if cell.row >= 0:  # where columns are recipes too, every cell is a recipe of its own
+            recipe = cell.row if sweep.asks_each_column else (cell.row, cell.column)
+            scores.setdefault(recipe, []).append(bool(reading.contains))
+    most, best = max(map(len, scores.values())), max(map(sum, scores.values()))
     some = sum(any(score) for score in scores.values())
+    begin = f"{some if some else 'None'} of {_many(len(scores), 'recipe')} {'reach' if some > 1 else 'reaches'} "
+    if most == 1 or not best:
+        where = f" on any of {_questions(sweep, most)}" if most > 1 else ""
+        return f"{begin}the reference{where}{_sides(judged)}."
+    leaders = [rows[row].label for row, score in scores.items() if sum(score) == best]
     return (
-        f"{some} of {len(scores)} recipes reach the reference on at least 1 of {most} {what}; "
+        f"{begin}the reference on at least 1 of {_questions(sweep, most)}; "
         f"the most is {best} of {most}, by {_listed(leaders)}{_sides(judged)}."
     )
 
@@ -247,18 +245,21 @@ def _lengths(sweep: Sweep, rows: Sequence[Line], found: Sequence[Reading]) -> st
 
 def _how_little(sweep: Sweep) -> str:
     many = sweep.n_questions
-    what = _columns_word(sweep, many)
+    asked = _many(many, "seed" if sweep.columns == "seeds" else "prompt")
     drawn = "greedy" if not sweep.sampling.temperature else f"drawn at temperature {sweep.sampling.temperature:g}"
     if many < 30:
-        return (
-            f"This is one answer per cell ({drawn}) and {many} {what}: too few to tell small differences from chance."
-        )
-    return f"This is one answer per cell ({drawn}) and {many} {what}."
+        return f"This is one answer per cell ({drawn}) and {asked}: too few to tell small differences from chance."
+    return f"This is one answer per cell ({drawn}) and {asked}."
 
 
-def _columns_word(sweep: Sweep, many: int) -> str:
-    word = "seed" if sweep.columns == "seeds" else "prompt"
-    return word if many == 1 else f"{word}s"
+def _questions(sweep: Sweep, judged: int) -> str:
+    """ "4 prompts", or "3 prompts with a reference" where some have none."""
+    asked = _many(judged, "seed" if sweep.columns == "seeds" else "prompt")
+    return f"{asked} with a reference" if judged < sweep.n_questions else asked
+
+
+def _many(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _tokens(mean: float) -> str:

@@ -206,23 +206,25 @@ def _draw_files(saved: SavedSweep) -> None:
     with st.popover("Save", icon=":material/download:", help="All cells as a file"):
         for kind, name in _FILES.items():
             st.download_button(
-                f"{name}, one row per cell", lambda kind=kind: _table_file(saved, kind), f"sfn-sweep-{saved.id}.{kind}",
+                f"{name}, one row per cell", lambda kind=kind: table_file(saved, kind), f"sfn-sweep-{saved.id}.{kind}",
                 _MIME[kind], key=f"sweep_file_{kind}", on_click="ignore", width="stretch",
             )  # fmt: skip
         st.download_button(
-            "Web page, the grid with whole answers", lambda: _web_page(saved), f"sfn-sweep-{saved.id}.html",
+            "Web page, the grid with whole answers", lambda: page_file(saved), f"sfn-sweep-{saved.id}.html",
             "text/html", key="sweep_file_html", on_click="ignore", width="stretch",
         )  # fmt: skip
 
 
-def _table_file(saved: SavedSweep, kind: str) -> bytes:
+def table_file(saved: SavedSweep, kind: str) -> bytes:
+    """One row per cell, with the engine and the pair that made it, as CSV, Parquet or JSON."""
     sweep, (rows, columns) = sweeps.from_json(saved.definition["sweep"]), sweep_room.lines(saved)
     table = sweeps.table(sweep, rows, columns, cached.workbench().store.sweeps.cells(saved.id))
     frame = {name: getattr(saved, name) for name in ("engine", "engine_version", "device", "dtype", "pair_key")}
     return store.file_bytes(table.assign(**frame, sweep=saved.id), kind)
 
 
-def _web_page(saved: SavedSweep) -> bytes:
+def page_file(saved: SavedSweep) -> bytes:
+    """The grid with whole answers as a web page."""
     sweep, (rows, columns) = sweeps.from_json(saved.definition["sweep"]), sweep_room.lines(saved)
     found = cached.sweep_readings(saved.id, sweep)
     pair = cached.workbench().store.pair(saved.pair_key)

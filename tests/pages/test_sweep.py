@@ -8,7 +8,7 @@ import pytest
 
 from sfn import sweeps
 from sfn.sweeps import A_ROW, B_ROW
-from sfn.ui import state, sweep_grid
+from sfn.ui import state, sweep_grid, sweep_view
 
 PROMPTS = "Hello there => a\nWhat is 1 + 1?"
 SHORT = {"view": "sweep", "sweep_names": "attn", "sweep_prompts": PROMPTS, "max_tokens": 6}
@@ -140,6 +140,24 @@ def test_what_the_pair_cannot_do_says_so_in_its_cell(visit):
     cell = grid(app)["cells"][3][0]
     assert cell["s"] == "impossible"
     assert "layers 0-1" in cell["why"]
+
+
+def test_files_hold_every_cell_with_what_made_it(visit, bench):
+    app = begin(visit("merge", **SHORT | {"sweep_rows": "list", "sweep_recipes": "o_proj=B\nmlp@9=B"}))
+    saved = bench.store.sweeps.get(app.session_state["sweep"])
+    rows = json.loads(sweep_view.table_file(saved, "json"))
+    assert len(rows) == 8
+    by_cell = {(row["row"], row["column"]): row for row in rows}
+    one = by_cell["o_proj=B", "What is 1 + 1?"]
+    said = next(c.generation for c in bench.store.sweeps.cells(saved.id) if (c.row, c.column) == (0, 1))
+    assert (one["text"], one["n_tokens"], one["recipe"]) == (said.text, said.n_tokens, "o_proj@all=B")
+    assert (one["engine"], one["pair_key"], one["dtype"]) == ("transformers", saved.pair_key, said.question.dtype)
+    assert "layers 0-1" in by_cell["mlp@9=B", "Hello there"]["problem"]
+    assert len(sweep_view.table_file(saved, "csv").decode().splitlines()) >= 9
+    assert sweep_view.table_file(saved, "parquet")[:4] == b"PAR1"
+    page = sweep_view.page_file(saved).decode()
+    assert "o_proj@all=B" in page
+    assert "base → tuned" in page
 
 
 def test_deleting_forgets_the_sweep(visit, bench, folders):

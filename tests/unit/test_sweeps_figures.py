@@ -103,7 +103,7 @@ def test_the_sentence_counts_what_was_reached():
         "A alone on 1 of 2, B alone on 2 of 2."
     )
     assert "one answer per cell (greedy) and 2 prompts: too few" in said
-    assert sentence(SUMS, ROWS, cells[:5]).startswith("1 of 1 recipes")
+    assert sentence(SUMS, ROWS, cells[:5]).startswith("1 of 1 recipe reaches the reference; A alone on 1 of 2")
     missing = [*cells[:-1], cell(2, 1), SweepCell(3, 0, "", None, "", problem="no")]
     assert sentence(SUMS, ROWS, missing).startswith("So far (1 answer is missing): 2 of 3")
 
@@ -120,4 +120,16 @@ def test_the_sentence_without_references_is_about_length():
 
 def test_nothing_reached_is_said():
     said = sentence(SUMS, ROWS, [cell(0, 0, "no"), cell(0, 1, "no")])
-    assert said.startswith("No recipe of 1 reaches the reference on any of 2 prompts.")
+    assert said.startswith("None of 1 recipe reaches the reference on any of 2 prompts.")
+
+
+def test_prompts_without_a_reference_are_not_counted():
+    sweep = Sweep("list", "prompts", (Prompt("5 + 17?", "22"), Prompt("1 + 1?", "2"), Prompt("Hello")), recipes=("x",))
+    said = sentence(sweep, ROWS, [cell(0, 0, "22"), cell(0, 1, "3"), cell(0, 2, "Hello")])
+    assert said.startswith("1 of 1 recipe reaches the reference on at least 1 of 2 prompts with a reference; the most")
+
+
+def test_every_cell_of_two_recipe_axes_is_a_recipe():
+    sweep = Sweep("each", "thirds", (Prompt("5 + 17?", "22"),))
+    said = sentence(sweep, ROWS, [cell(A_ROW, 0, "21"), cell(0, 0, "22"), cell(0, 1, "3"), cell(1, 0, "22")])
+    assert said.startswith("2 of 3 recipes reach the reference; A alone does not.")
