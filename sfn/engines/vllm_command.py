@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import sfn
 from sfn.checkpoints import text_config
 from sfn.engines import asking, hardware, orders
+from sfn.errors import EngineError
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
@@ -77,7 +78,15 @@ def kv_bytes(pair: Pair, length: int) -> int:
 
 
 def arguments(pair: Pair, plan: Plan, *, device: str, dtype: str, given: Sequence[str]) -> list[str]:
-    """Options of `vllm serve` for a server of `pair` that holds `plan` from the start; `given` come last and win."""
+    """Options of `vllm serve` for a server of `pair` that holds `plan` from the start; `given` come last and win.
+
+    Raises EngineError for what vLLM would only die of later.
+    """
+    if device == "cpu" and _ranks(given)[1] > 1:
+        raise EngineError(
+            "vLLM's CPU build starts with --pipeline-parallel-size and dies of the first request; on a CPU take "
+            "--tensor-parallel-size."
+        )
     untied: dict[str, Any] = {"tie_word_embeddings": False}
     if isinstance(pair.a.config.get("text_config"), dict):
         untied["text_config"] = {"tie_word_embeddings": False}
@@ -120,7 +129,7 @@ def environment(given: Sequence[str]) -> dict[str, str]:
         added["VLLM_HOST_IP"] = "127.0.0.1"  # its processes speak with each other over the loopback alone
     if hardware.vllm_is_cpu_build():
         # On a CPU two small functions of vLLM's sampler would be compiled with g++, which a machine may lack, in 15 s.
-        added |= {"TORCH_COMPILE_DISABLE": "1"} | _cpu_binding(_ranks(given))
+        added |= {"TORCH_COMPILE_DISABLE": "1"} | _cpu_binding(_ranks(given)[0])
     return added
 
 
@@ -128,11 +137,11 @@ def _spans_machines(given: Sequence[str]) -> bool:
     return option(given, "--distributed-executor-backend") == "ray" or (option(given, "--nnodes", "-n") or "1") != "1"
 
 
-def _ranks(given: Sequence[str]) -> int:
-    """How many workers the options ask for: tensor times pipeline parallel."""
-    tensor = option(given, "--tensor-parallel-size", "-tp") or "1"
-    pipeline = option(given, "--pipeline-parallel-size", "-pp") or "1"
-    return int(tensor) * int(pipeline) if tensor.isdigit() and pipeline.isdigit() else 1
+def _ranks(given: Sequence[str]) -> tuple[int, int]:
+    """Workers that the options ask for: tensor parallel, pipeline parallel. What is no number is vLLM's to refuse."""
+    tensor = option(given, "--tensor-parallel-size", "-tp") or ""
+    pipeline = option(given, "--pipeline-parallel-size", "-pp") or ""
+    return int(tensor) if tensor.isdigit() else 1, int(pipeline) if pipeline.isdigit() else 1
 
 
 def _cpu_binding(ranks: int) -> dict[str, str]:

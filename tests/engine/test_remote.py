@@ -70,7 +70,8 @@ class Started:
         self.guard.wait(timeout=30)
 
     def close(self) -> None:
-        self.guard.stdin.close()
+        if not self.guard.stdin.closed:
+            self.guard.stdin.close()
         self.guard.wait(timeout=30)
 
 
@@ -195,6 +196,21 @@ def test_two_workers_say_what_a_plain_vllm_says_on_the_merged_checkpoint(remote,
     assert said["mix"] == [ask(Plain(plain.url), prompt) for prompt in prompts]
 
 
+def test_a_plain_vllm_is_left_alone(plain, pair, monkeypatch):
+    """Nothing is sent that could change it; where its model had SfN's name, its workers refuse, and it lives on."""
+    monkeypatch.setenv("SFN_VLLM_URL", plain.url)
+    before = plain.log.count('"POST ')
+    with pytest.raises(EngineError, match=r"serves plain and lacks SfN's load format; .*sfn\.engines\.serve"):
+        engines.open("vllm", pair)
+    assert plain.log.count('"POST ') == before
+    forget()
+    monkeypatch.setattr(vllm_remote, "MODEL", "plain")
+    with pytest.raises(EngineError, match="its workers do not know SfN"):
+        engines.frame("vllm", pair)
+    assert plain.get("/health") == 200
+    plain.close()  # it is needed no more, and its memory is
+
+
 def test_scores_are_nearly_those_of_one_worker_in_float32(remote, pair):
     remote.be(recipes.parse(RECIPES["mix"]))
     score = remote.score(" The answer is 52.", prompt=PROMPT)
@@ -266,20 +282,6 @@ def test_another_pair_is_refused(server, pair, monkeypatch):
         with pytest.raises(EngineError, match=r"another pair, one → two.*sfn\.engines\.serve"):
             engine.be(recipes.Recipe())
         assert engine.status.state == "dead"
-
-
-def test_a_plain_vllm_is_left_alone(plain, pair, monkeypatch):
-    """Nothing is sent that could change it; where its model had SfN's name, its workers refuse, and it lives on."""
-    monkeypatch.setenv("SFN_VLLM_URL", plain.url)
-    before = plain.log.count('"POST ')
-    with pytest.raises(EngineError, match=r"serves plain and lacks SfN's load format; .*sfn\.engines\.serve"):
-        engines.open("vllm", pair)
-    assert plain.log.count('"POST ') == before
-    forget()
-    monkeypatch.setattr(vllm_remote, "MODEL", "plain")
-    with pytest.raises(EngineError, match="its workers do not know SfN"):
-        engines.frame("vllm", pair)
-    assert plain.get("/health") == 200
 
 
 def test_a_killed_server_is_told_and_works_again_once_it_is_started(

@@ -254,10 +254,14 @@ def test_several_workers_on_a_cpu_share_its_cores(installed, monkeypatch):
     bound = "VLLM_CPU_OMP_THREADS_BIND"
     assert bound not in vllm_command.environment([])
     assert vllm_command.environment(["--tensor-parallel-size", "2"])[bound] == "0,1|2,3"
-    assert vllm_command.environment(["-tp=2", "-pp", "2"])[bound] == "0|1|2|3"
     assert vllm_command.environment(["-tp", "8"])[bound] == "nobind"
     monkeypatch.setenv(bound, "0|4")
     assert bound not in vllm_command.environment(["-tp", "2"])
+
+
+def test_pipeline_stages_on_a_cpu_are_refused(pair, installed):
+    with pytest.raises(EngineError, match="take --tensor-parallel-size"):
+        serve.command(str(pair.a.folder), str(pair.b.folder), "", ["-pp", "2"])
 
 
 def test_workers_on_several_machines_are_not_tied_to_the_loopback(installed):
