@@ -194,24 +194,29 @@ class Bench:
         return ours.tensors.keys() == theirs.tensors.keys() and all(one == two for one, two in pairs_of_bytes)
 
 
-def median(measure: Callable[[], Run], runs: int) -> Run:
+def median(runs: list[Run]) -> Run:
     """The run with the median time of its work."""
-    found = sorted((measure() for _ in range(runs)), key=lambda run: run.work_s)
-    return found[len(found) // 2]
+    return sorted(runs, key=lambda run: run.work_s)[len(runs) // 2]
 
 
 def rows(bench: Bench, python: Path | None, runs: int) -> Iterator[tuple[str, Run]]:
-    """What was measured, in the order of the table."""
-    yield "cp", median(bench.cp, runs)
-    yield "SfN", median(bench.sfn, runs)
+    """What was measured, in the order of the table; `cp` and SfN take turns, as other work comes and goes."""
+    turns: dict[str, tuple[Callable[[], Run], list[Run]]] = {
+        "cp": (bench.cp, []),
+        "SfN": (bench.sfn, []),
+        "cp, then sync": (lambda: bench.cp("sync"), []),
+        "SfN, durable": (lambda: bench.sfn(durable="durable"), []),
+    }
+    for _ in range(runs):
+        for measure, found in turns.values():
+            found.append(measure())
+    yield from ((name, median(found)) for name, (_, found) in turns.items())
     if python is not None:
         yield "mergekit 0.1.5", bench.mergekit(python)
         bench.sfn()
         if not bench.same_bits():
             raise SystemExit("SfN's tensors and mergekit's differ.")
         shutil.rmtree(bench.folder / "mergekit")
-    yield "cp, then sync", median(lambda: bench.cp("sync"), runs)
-    yield "SfN, durable", median(lambda: bench.sfn(durable="durable"), runs)
     yield "SfN, all blended 0.5", bench.sfn("all@all=B:0.5")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,12 @@ def test_passthrough_keeps_what_linear_would_not(merge: Merge, tmp_path: Path) -
         assert torch.equal(merged[name], tensor)  # as numbers
         assert bits(merged[name]) == bits(tensor + 0.0)
         assert bits(merged[name]) != bits(tensor)
+
+
+def test_the_benchmark_runs_and_finds_the_same_tensors(mergekit_python: Path) -> None:
+    """On a small pair, whose times say nothing."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, root / "benchmarks" / "write_merge.py", "--quick", "--runs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same tensors, bit for bit" in done.stdout
