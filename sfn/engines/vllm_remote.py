@@ -121,6 +121,7 @@ class RemoteServer(HttpServer):
         return f"Its log stands where it was started ({self.place})."
 
     def connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        """A connection, open; raises OSError where there is nobody."""
         kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._address.hostname or "", self._address.port, timeout=_CONNECT_S)
         connection.connect()
@@ -152,6 +153,7 @@ class RemoteServer(HttpServer):
             connection.close()
 
     def unanswered(self, path: str, reason: str) -> EngineError:
+        """The error for a request to `path` that got no answer; from now on the server counts as lost."""
         self._lost = True
         port = self._address.port or 8000
         return EngineError(

@@ -83,11 +83,13 @@ class Server(HttpServer):
         return next((told for mark, told in _STAGES if mark in text), "importing its libraries")
 
     def connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        """A connection, open; raises OSError where there is nobody."""
         connection = _UnixConnection(str(self._socket), timeout=timeout_s)
         connection.connect()
         return connection
 
     def trouble(self) -> str:
+        """Why no answer will come, or ""."""
         return "one of its processes ended, or was killed" if self._crew_is_short() else ""
 
     def last_words(self) -> str:
