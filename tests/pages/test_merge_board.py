@@ -7,9 +7,10 @@ import json
 import pandas
 import pytest
 
-from sfn import checkpoints, pairs, recipes
-from sfn.ui import board
+from sfn import checkpoints, delta, pairs, recipes
+from sfn.ui import board, scanning
 from tests.builders import random_tensors, tiny_qwen2, tiny_qwen3_moe, write_checkpoint
+from tests.pages.conftest import finish_scan
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +151,40 @@ def test_places_that_are_no_places_are_left_out():
         {"instance": "x", "ops": [op(1, [[0, "o_proj"], "o_proj", [1.5, "q_proj"], [0]])]}, ("", 0)
     )
     assert found[0].places == ((0, "o_proj"),)
+
+
+# ---------------------------------------------------------------- the shade
+
+
+def on_screen(app) -> dict:
+    """What the page's board was given to draw."""
+    drawn = (json.loads(each.proto.json) for each in app.get("bidi_component") if each.proto.json)
+    return next(data for data in drawn if "rows" in data)
+
+
+def test_a_small_pair_is_measured_for_the_shade(visit, bench):
+    app = visit("merge")
+    finish_scan(bench)
+    data = on_screen(app.run())
+    assert data["note"] == ""
+    assert 0 < data["low"] < data["high"]
+    assert all(shift > 0 for row in data["rows"] for shift in row["shift"])
+
+
+def test_a_large_pair_is_left_to_the_delta_page(visit, bench, monkeypatch):
+    monkeypatch.setattr(scanning, "_SMALL_BYTES", 0)
+    data = on_screen(visit("merge"))
+    assert not [job for job in bench.jobs.recent() if job.title.startswith("Scanning")]
+    assert "the page Delta measures" in data["note"]
+    assert "kB" in data["note"]
+    assert data["high"] is None
+
+
+def test_a_scan_that_was_cut_short_says_how_far_it_came(visit, bench, folders, monkeypatch):
+    monkeypatch.setattr(scanning, "_SMALL_BYTES", 0)
+    pair = pairs.compare(*map(checkpoints.open, folders))
+    for measured in delta.scan(pair, [row.name for row in pair.rows][:22]):
+        bench.store.save_delta(pair.key, measured)
+    data = on_screen(visit("merge"))
+    assert data["note"] == "22 of 27 tensors measured; the page Delta goes on."
+    assert data["high"] > 0
