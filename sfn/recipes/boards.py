@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sfn import anatomy
@@ -24,12 +24,13 @@ _GROUPS = ("all", "attn", "mlp", "norms", "emb", "head", "qkv")  # the larger fi
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One board row (or one expert of it): `word` means exactly its tensors ("" if no word does), `part` is one of
-    them, `sources` says which source by layer."""
+    """One board row, or one expert of it: `word` means exactly its tensors ("" if no word does), `part` is one of them,
+    `sources` says which source by layer. Of an `exception` only where it differs from the row in which it lies."""
 
     word: str
     part: Part
     sources: Mapping[int | None, Source]
+    exception: bool = False
 
 
 def cells(plan: Plan) -> dict[Place, str]:
@@ -193,19 +194,48 @@ def _removed(pair: Pair, sources: Mapping[str, Source]) -> tuple[int, ...]:
 
 
 def _rows(pair: Pair, sources: Mapping[str, Source], settled: Mapping[int, Source]) -> Iterator[_Row]:
-    """The board's rows outside the layers that are settled as a whole, each with a word that means just its tensors; a
-    row whose experts differ in their sources is one row for each expert."""
+    """The board's rows outside the layers that are settled as a whole, each with a word that means just its tensors.
+
+    A row whose experts differ in their sources is what most of them are, and its exceptions; without a word for the
+    whole row it is one row for each expert.
+    """
     meanings = lookup(pair).words
     for members in lookup(pair).board_rows.values():
         alike = _by_layer(members, sources)
-        groups = [members] if alike is not None else _split(members)
-        for group in groups:
-            by_layer = alike or _by_layer(group, sources)
-            if by_layer is None:
-                raise RecipeError(f"Weight and bias of {group[0].path} go together: a recipe cannot part them.")
-            kept = {layer: source for layer, source in by_layer.items() if layer not in settled}
+        if alike is not None:
+            found = [_Row(_word(members, meanings), members[0], alike)]
+        else:
+            found = _parted(members, sources, meanings)
+        for row in found:
+            kept = {layer: source for layer, source in row.sources.items() if layer not in settled}
             if kept:
-                yield _Row(_word(group, meanings), group[0], kept)
+                yield replace(row, sources=kept)
+
+
+def _parted(
+    members: tuple[Part, ...], sources: Mapping[str, Source], meanings: Mapping[str, set[str]]
+) -> Iterator[_Row]:
+    """`_rows` of one row whose experts differ."""
+    groups = []
+    for group in _split(members):
+        by_layer = _by_layer(group, sources)
+        if by_layer is None:
+            raise RecipeError(f"Weight and bias of {group[0].path} go together: a recipe cannot part them.")
+        groups.append((group, by_layer))
+    whole = _word(members, meanings)
+    held: dict[int | None, Counter[Source]] = {}
+    for _, by_layer in groups:
+        for layer, source in by_layer.items():
+            held.setdefault(layer, Counter())[source] += 1
+    most = {layer: min(each, key=lambda source: (-each[source], str(source))) for layer, each in held.items()}
+    if whole:
+        yield _Row(whole, members[0], most)
+    for group, by_layer in groups:
+        own = {layer: source for layer, source in by_layer.items() if not whole or source != most[layer]}
+        if len(own) == len(by_layer) and len(set(own.values())) == 1:
+            own = {None: next(iter(own.values()))}
+        if own:
+            yield _Row(_word(group, meanings), group[0], own, exception=bool(whole))
 
 
 def _by_layer(parts: Iterable[Part], sources: Mapping[str, Source]) -> dict[int | None, Source] | None:
@@ -241,9 +271,12 @@ def _word(parts: tuple[Part, ...], meanings: Mapping[str, set[str]]) -> str:
 
 def _rules(pair: Pair, rows: tuple[_Row, ...], start: Source) -> list[Rule]:
     """Rules that lead from `start` everywhere to the rows' sources: first what rows with exceptions are otherwise, then
-    the rest, rows with the same layers and source together and by group where a whole group is meant."""
+    the rest, rows with the same layers and source together and by group where a whole group is meant, at last what
+    differs within a row."""
     first: list[Rule] = []
     wanted: dict[tuple[Where, Source], list[_Row]] = {}
+    exceptions = [row for row in rows if row.exception]
+    rows = tuple(row for row in rows if not row.exception)
     for row in rows:
         for where, source in _assignments(row, start):
             if where is None and len(set(row.sources.values())) > 1:
@@ -254,7 +287,18 @@ def _rules(pair: Pair, rows: tuple[_Row, ...], start: Source) -> list[Rule]:
         Rule(tuple(_words(pair, rows, members, where, source)), where, source)
         for (where, source), members in wanted.items()
     ]
-    return first + rest
+    return first + rest + _exceptions(exceptions)
+
+
+def _exceptions(rows: Iterable[_Row]) -> list[Rule]:
+    """Rules for what differs from the row in which it lies, to follow the rules for these rows."""
+    wanted: dict[tuple[Where, Source], list[str]] = {}
+    for row in rows:
+        for source in dict.fromkeys(row.sources.values()):
+            layers = [layer for layer, held in row.sources.items() if held == source]
+            where = None if None in layers else _where(layers)
+            wanted.setdefault((where, source), []).append(_named(row))
+    return [Rule(tuple(names), where, source) for (where, source), names in wanted.items()]
 
 
 def _assignments(row: _Row, start: Source) -> list[tuple[Where, Source]]:
