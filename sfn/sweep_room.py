@@ -42,7 +42,8 @@ class Outlook:
         impossible: cells that the pair cannot do. loads: different weights that have to be loaded.
         moved_bytes: bytes that change between them, in the order they are loaded.
         answers_s, swaps_s: estimates from the `pace` that was measured of this pair on this engine, for the answers and
-            for the changes of weights; None where nothing was measured yet.
+            for the changes of weights; None where nothing was measured yet. longest_s: of the answers, if each of them
+            goes on to its last token.
     """
 
     answers: int
@@ -51,6 +52,7 @@ class Outlook:
     loads: int
     moved_bytes: int
     answers_s: float | None
+    longest_s: float | None
     swaps_s: float | None
     pace: Pace
 
@@ -108,6 +110,7 @@ class SweepRoom:
         plans = list({plan.key: plan for plan in missing}.values())
         plans, sizes = self._ordered(pair, plans), sweeps.sizes(pair)
         answers = len(set(keys.values()))
+        missing_answers = answers - len(known)
         frame = self._frame(pair, sweep)
         pace = self._store.sweeps.pace(pair.key, frame, sweep.mode, sweep.sampling.max_tokens)
         return Outlook(
@@ -116,7 +119,8 @@ class SweepRoom:
             sum(spot.plan is None for spot in grid.spots if spot.row >= 0),
             len(plans),
             sweeps.moved_bytes(plans, sizes, self._held(pair)),
-            None if pace.answer_s is None else (answers - len(known)) * pace.answer_s,
+            None if pace.answer_s is None else missing_answers * pace.answer_s,
+            None if pace.token_s is None else missing_answers * pace.token_s * sweep.sampling.max_tokens,
             None if pace.swap_s is None else len(plans) * pace.swap_s,
             pace,
         )

@@ -53,11 +53,13 @@ class Pace:
 
     Attributes:
         answers: how many were measured. answer_s: mean seconds of one, cut to the tokens asked for; None without any.
+        token_s: mean seconds of one token; None without any.
         swaps: how many changes of weights were measured. swap_s: median seconds of one; None without any.
     """
 
     answers: int
     answer_s: float | None
+    token_s: float | None
     swaps: int
     swap_s: float | None
 
@@ -165,8 +167,9 @@ class SweepShelf:
         """What was measured so far of this pair on this engine, in this prompt mode."""
         values = [pair_key, *(frame[f] for f in _FRAME)]
         of_frame = " AND ".join(f"{column} = ?" for column in ("pair_key", *_FRAME))
-        answers, answer_s = self._store._read(
-            f"""SELECT count(*), avg(elapsed_s * least(n_tokens, ?) / n_tokens) FROM generations
+        answers, answer_s, token_s = self._store._read(
+            f"""SELECT count(*), avg(elapsed_s * least(n_tokens, ?) / n_tokens), sum(elapsed_s) / sum(n_tokens)
+            FROM generations
             WHERE {of_frame} AND mode = ? AND finish <> 'cancelled' AND n_tokens > 0""",
             [max_tokens, *values, mode],
         )[0]
@@ -175,7 +178,7 @@ class SweepShelf:
             WHERE {of_frame}""",
             values,
         )[0]
-        return Pace(answers, answer_s, swaps, swap_s)
+        return Pace(answers, answer_s, token_s, swaps, swap_s)
 
 
 def _row(cell: SweepCell) -> list[object]:

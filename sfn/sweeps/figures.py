@@ -27,7 +27,7 @@ FIGURES: dict[Figure, tuple[str, str]] = {
     "contains": (
         "Contains reference",
         "Whether the reference stands anywhere in the answer as a whole word or number, whatever the case of its "
-        "letters; a reference between slashes, /like \\\\d+ this/, is searched for as a regular expression. An "
+        "letters; a reference between slashes, /like \\d+ this/, is searched for as a regular expression. An "
         "intermediate result that happens to equal the reference counts as well.",
     ),
     "like_a": (
@@ -44,7 +44,7 @@ FIGURES: dict[Figure, tuple[str, str]] = {
 """Figure -> (name, formula in words)."""
 
 _LONGEST_SEARCHED = 200_000  # characters of an answer
-_PATIENCE_S = 1.0  # a person's expression may run away; the search is given up then
+_PATIENCE_S = 1.0  # of computing: a person's expression may run away, and the search is given up then
 
 
 def pattern(reference: str) -> str:
@@ -187,8 +187,8 @@ def sentence(sweep: Sweep, rows: Sequence[Line], cells: Sequence[SweepCell]) -> 
         return ""
     judged = [reading for reading in found if reading.contains is not None]
     seen = _reached(sweep, rows, judged) if any(r.cell.row >= 0 for r in judged) else _lengths(sweep, rows, found)
-    open_ = sum(state_of(cell) in ("waiting", "failed") for cell in cells)
-    so_far = f"So far ({open_} answer{' is' if open_ == 1 else 's are'} missing): " if open_ else ""
+    missing = sum(state_of(cell) in ("waiting", "failed") for cell in cells)
+    so_far = f"So far ({_many(missing, 'cell')} without an answer): " if missing else ""
     return f"{so_far}{seen} {_how_little(sweep)}"
 
 

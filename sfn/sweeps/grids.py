@@ -169,7 +169,7 @@ def _pieces(kind: str, sweep: Sweep, pair: Pair) -> list[_Piece]:
         ]
     if kind == "alpha":
         return [
-            _Piece(Line(f"α = {alpha:g}", f"(1 − α) A + α B with α = {alpha:g}"), alpha=alpha)
+            _Piece(Line(f"α = {alpha:g}".replace("-", "−"), f"(1 − α) A + α B with α = {alpha:g}"), alpha=alpha)
             for alpha in sweep.alphas()
         ]
     if kind == "presets":

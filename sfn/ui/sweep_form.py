@@ -211,7 +211,9 @@ def _time_line(outlook: Outlook) -> str:
     if outlook.answers_s is None:
         return "how long that takes is not known yet: nothing was measured with this pair on this engine"
     basis = f"by {words.many(pace.answers, 'answer')}"
+    swaps_s = outlook.swaps_s or 0.0
+    longest = f"at most {words.seconds(outlook.longest_s + swaps_s)} if every answer goes on to its last token"
+    about = f"about {words.seconds(outlook.answers_s + swaps_s)}, {longest}"
     if outlook.swaps_s is None:
-        return f"about {words.seconds(outlook.answers_s)} for the answers ({basis}); swaps are not measured yet"
-    both = words.seconds(outlook.answers_s + outlook.swaps_s)
-    return f"about {both} ({basis} and {words.many(pace.swaps, 'swap')} measured so far)"
+        return f"{about}, both without swaps, which were not measured yet ({basis} so far)"
+    return f"{about} ({basis} and {words.many(pace.swaps, 'swap')} measured so far)"

@@ -75,9 +75,9 @@ def _bar(found: dict[int, SavedSweep]) -> None:
 
 
 def _name(saved: SavedSweep) -> str:
-    """ "7 · each module from B × 4 prompts · 56 answers · 12 May 14:03"."""
+    """ "7 · each module from B × 4 prompts · 56 cells · 12 May 14:03"."""
     when = saved.created_at.astimezone().strftime("%d %b %H:%M")
-    return f"{saved.id} · {saved.title} · {words.many(saved.cells, 'answer')} · {when}"
+    return f"{saved.id} · {saved.title} · {words.many(saved.cells, 'cell')} · {when}"
 
 
 # ---------------------------------------------------------------- a new one
@@ -175,7 +175,7 @@ def _progress(pair: Pair, saved: SavedSweep, job: Job | None) -> None:
             st.button("Cancel", key="sweep_cancel", disabled=stopping, on_click=_cancel, args=(job.id,))
             return
         missing = saved.cells - answered
-        said = f"{answered} of {saved.cells} answers are here" + (f", {failed} failed" if failed else "")
+        said = f"{answered} of {saved.cells} cells are answered" + (f", {failed} failed" if failed else "")
         why = f" · {job.error}" if job is not None and job.state == "failed" else ""
         st.html(f'<div class="sfn-muted">{html.escape(f"{said} · {engine}{why}")}</div>')
         if missing:

@@ -127,7 +127,7 @@ def test_what_was_stopped_can_be_continued(visit, bench):
     number = app.session_state["sweep"]
     bench.store._write("DELETE FROM generations WHERE recipe = ?", ["k_proj@all=B"])
     app.run()
-    assert any("10 of 12 answers are here" in each.proto.body for each in app.get("html"))
+    assert any("10 of 12 cells are answered" in each.proto.body for each in app.get("html"))
     assert [cell["s"] for cell in grid(app)["cells"][3]] == ["waiting", "waiting"]
     app.button(key="sweep_continue").click().run()
     finish(app)

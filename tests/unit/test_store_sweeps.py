@@ -90,7 +90,13 @@ def test_delete_forgets_the_sweep_and_keeps_the_answers(results):
 def test_pace_is_measured_on_the_same_engine_alone(results):
     number, _ = begin(results)
     nothing = results.sweeps.pace("pair", FRAME, "plain", 64)
-    assert (nothing.answers, nothing.answer_s, nothing.swaps, nothing.swap_s) == (0, None, 0, None)
+    assert (nothing.answers, nothing.answer_s, nothing.token_s, nothing.swaps, nothing.swap_s) == (
+        0,
+        None,
+        None,
+        0,
+        None,
+    )
     results.save_generation(answer(asked=asked(0, 0), n_tokens=10, elapsed_s=2.0))
     results.save_generation(answer(asked=asked(0, 1), n_tokens=40, elapsed_s=4.0))
     results.save_generation(answer(asked=question(device="cuda"), n_tokens=1, elapsed_s=100.0))
@@ -100,6 +106,7 @@ def test_pace_is_measured_on_the_same_engine_alone(results):
     pace = results.sweeps.pace("pair", FRAME, "plain", 20)
     assert pace.answers == 2
     assert pace.answer_s == pytest.approx((2.0 + 2.0) / 2)  # the longer one cut to 20 of its 40 tokens
+    assert pace.token_s == pytest.approx(6 / 50)
     assert (pace.swaps, pace.swap_s) == (2, pytest.approx(0.2))
 
 

@@ -154,6 +154,7 @@ def test_outlook_counts_what_is_there_and_learns_its_pace(desk, pair):
     plus = desk.sweeps.outlook(pair, more, sweeps.expand(more, pair))
     assert (plus.answers, plus.known) == (18, 12)
     assert plus.answers_s == pytest.approx(6 * 0.2)  # the scripted engine says that a token takes 0.1 s
+    assert plus.longest_s == pytest.approx(6 * 0.2)
     assert plus.pace.swaps >= 5
     assert plus.swaps_s >= 0
 

@@ -50,9 +50,9 @@ def test_an_expression_that_is_none_is_a_sentence():
 
 
 def test_an_expression_that_runs_away_is_given_up():
-    began = time.perf_counter()
-    assert contains("a" * 5000 + "b", "/^(a|a)*(a|a)*(a|a)*$/") in (None, False)
-    assert time.perf_counter() - began < 5
+    began = time.process_time()  # the limit is one of computing time, which a busy machine does not stretch
+    assert contains("a" * 5000 + "b", "/^(a|a)*(a|a)*(a|a)*$/") is None
+    assert time.process_time() - began < 3
 
 
 @given(st.text(), st.text())
@@ -105,7 +105,7 @@ def test_the_sentence_counts_what_was_reached():
     assert "one answer per cell (greedy) and 2 prompts: too few" in said
     assert sentence(SUMS, ROWS, cells[:5]).startswith("1 of 1 recipe reaches the reference; A alone on 1 of 2")
     missing = [*cells[:-1], cell(2, 1), SweepCell(3, 0, "", None, "", problem="no")]
-    assert sentence(SUMS, ROWS, missing).startswith("So far (1 answer is missing): 2 of 3")
+    assert sentence(SUMS, ROWS, missing).startswith("So far (1 cell without an answer): 2 of 3")
 
 
 def test_the_sentence_without_references_is_about_length():

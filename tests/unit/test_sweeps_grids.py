@@ -174,6 +174,7 @@ def test_parts_of_the_layers_cover_all_of_them(layers):
 def test_alpha_leaves_the_unit_interval(pair):
     grid = expand(Sweep("alpha", "prompts", HELLO, names=("o_proj",), low=-0.5, high=1.5, steps=5), pair)
     assert texts(grid) == ["o_proj@all=B:-0.5", "", "o_proj@all=B:0.5", "o_proj@all=B", "o_proj@all=B:1.5"]
+    assert labels(grid.rows)[0] == "α = −0.5"
     assert [spot.alpha for spot in grid.spots] == [None, None, -0.5, 0, 0.5, 1, 1.5]
     assert len(grid.plans) == 6  # alpha 0 is A's own answer
 
