@@ -27,7 +27,6 @@ SIDES: tuple[Side, ...] = ("A", "merged", "B")
 ALL_B = "all@all=B"  # what the column B holds: B's weights in A's frame
 MOST = state.MOST_COLUMNS
 
-_HAD = ("stored", "queued", "loading", "running", "done")  # states of an answer that need not be asked for
 _SHOWN = "_answers_shown"  # (column, sample) -> Answer
 _PINNED = "_answers_pinned"  # column -> {sample: Whole}
 _NOT_THERE = "_answers_not_there"  # (how many answers the store had, keys of questions that had none)
@@ -264,16 +263,24 @@ def _from_elsewhere(question: Question, many: int) -> Answer | None:
 
 
 def missing(columns: tuple[Seat, ...]) -> tuple[Seat, ...]:
-    """Seats whose answer is neither here nor on its way, in the order of asking: the board's first."""
+    """Seats whose answer is neither here nor on its way, in the order of asking: the board's first.
+
+    What is on its way for another viewer alone counts as missing: it ends when they want it no more.
+    """
     shown = _shown()
     wanted = [
         seat
         for seat in columns
         if seat.question is not None
         and not is_pinned(seat.id)
-        and not (is_current(seat, answer := shown.get((seat.id, seat.sample))) and answer.state in _HAD)
+        and not (is_current(seat, answer := shown.get((seat.id, seat.sample))) and _is_had(answer))
     ]
     return tuple(sorted(wanted, key=lambda seat: (seat.sample, seat.id != "merged")))
+
+
+def _is_had(answer: Answer) -> bool:
+    """Whether an answer need not be asked for by this viewer."""
+    return state.browser() in answer.owners if answer.active else answer.state in ("stored", "done")
 
 
 def on_screen() -> tuple[Whole, ...]:
