@@ -20,14 +20,15 @@ class MergePage:
         self.url = url
 
     def open(self, **query: object) -> MergePage:
-        """Open the page cold at the address of this state, and wait until it stands."""
-        self.page.goto(f"{self.url}/merge?{urlencode(query)}")
+        """Open the page cold at the address of this state, and wait until it stands. Answers are shown letter by letter
+        unless the state says otherwise."""
+        self.page.goto(f"{self.url}/merge?{urlencode({'show': 'plain'} | query)}")
         return self.stands()
 
     def stands(self) -> MergePage:
         """Wait until board and columns are there."""
         expect(self.name("o_proj")).to_be_visible(timeout=WAIT_MS)
-        expect(self.foot("B")).to_be_attached()
+        expect(self.page.locator(".sfn-seat-foot").last).to_be_attached()
         return self
 
     # ---------------------------------------------------------------- the board
@@ -80,6 +81,11 @@ class MergePage:
     def answer(self, side: str) -> Locator:
         """The model text in a column."""
         return self.page.locator(f".st-key-answer_{side} .sfn-said")
+
+    def act(self, side: str, what: str) -> None:
+        """Choose from a column's menu."""
+        self.page.locator(f".st-key-menu_{side} button").first.click()
+        self.page.get_by_role("menuitem", name=what).click()
 
     def head(self, side: str) -> Locator:
         """The title of a column with the recipe that produced it."""

@@ -259,7 +259,7 @@ def test_too_many_columns_are_a_sentence(visit):
 def test_columns_are_chosen_by_name_or_written_and_the_address_follows(visit, folders):
     app = visit("merge", **SHORT)
     app.multiselect(key="columns_choice").set_value(["A", "q_proj@1=B;mlp@0=B"]).run()
-    assert app.session_state["columns"] == "A|mlp@0=B; q_proj@1=B"
+    assert app.session_state["columns"] == "A|q_proj@1=B; mlp@0=B"
     assert len(heads(app)) == 2
     app.multiselect(key="columns_choice").set_value([]).run()
     assert len(heads(app)) == 3
