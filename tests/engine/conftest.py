@@ -93,9 +93,11 @@ def fresh(fresh_run) -> dict[str, list[Said]]:
 
 @pytest.fixture(scope="session")
 def engine(pair, cache, fresh_run) -> Iterator[engines.Engine]:
+    arguments = ["--worker-extension-cls tests.engine.spoiling.SpoilingWorker"]
+    if hardware.device_for("vllm") == "cuda":
+        arguments.append(f"--gpu-memory-utilization {SHARE_OF_GPU}")
     with pytest.MonkeyPatch.context() as patch:
-        if hardware.device_for("vllm") == "cuda":
-            patch.setenv("SFN_VLLM_ARGS", f"--gpu-memory-utilization {SHARE_OF_GPU}")
+        patch.setenv("SFN_VLLM_ARGS", " ".join(arguments))
         with engines.open("vllm", pair) as engine:
             engine.be(recipes.Recipe())
             yield engine

@@ -22,25 +22,38 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
 
 
-def main(work: dict) -> dict:
-    from vllm import LLM, SamplingParams
+def said(llm, prompt: list[int], max_tokens: int) -> dict:
+    """Greedy tokens of one prompt, and the three highest log-probabilities at each."""
+    from vllm import SamplingParams
+
+    how = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=3, ignore_eos=True, detokenize=False)
+    (output,) = llm.generate([{"prompt_token_ids": prompt}], how, use_tqdm=False)
+    answer = output.outputs[0]
+    ranked = [sorted((e.logprob for e in step.values()), reverse=True)[:3] for step in answer.logprobs]
+    return {"ids": list(answer.token_ids), "logprobs": ranked}
+
+
+def clear() -> None:
+    """What an engine leaves behind in its process, once nothing refers to it any more."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    how = SamplingParams(temperature=0, max_tokens=work["max_tokens"], logprobs=3, ignore_eos=True, detokenize=False)
+    cleanup_dist_env_and_memory()
+    gc.collect()
+
+
+def all_said(folders: dict, work: dict) -> dict:
+    """What a fresh engine for each folder says to the prompts."""
+    from vllm import LLM
+
     found = {}
-    for name, folder in work["folders"].items():
-        llm = LLM(folder, load_format="safetensors", generation_config="vllm", seed=0, **work["options"])
-        found[name] = []
-        for prompt in work["prompts"]:
-            (output,) = llm.generate([{"prompt_token_ids": prompt}], how, use_tqdm=False)
-            answer = output.outputs[0]
-            ranked = [sorted((e.logprob for e in step.values()), reverse=True)[:3] for step in answer.logprobs]
-            found[name].append({"ids": list(answer.token_ids), "logprobs": ranked})
+    for name, folder in folders.items():
+        llm = LLM(str(folder), load_format="safetensors", generation_config="vllm", seed=0, **work["options"])
+        found[name] = [said(llm, prompt, work["max_tokens"]) for prompt in work["prompts"]]
         del llm
-        cleanup_dist_env_and_memory()
-        gc.collect()
+        clear()
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(Path(sys.argv[1]).read_text()))))
+    content = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps(all_said(content["folders"], content)))
