@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Union
 
 from sfn import adapters, hub, scales
 from sfn.anatomy import parse
@@ -35,7 +35,10 @@ _SNAPSHOT = re.compile(r"models--(.+)")
 
 
 def open(
-    folder_or_repo: str | os.PathLike[str], revision: str | None = None, *, base: Checkpoint | None = None
+    folder_or_repo: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    base: Base = None,
 ) -> Checkpoint:
     """The checkpoint in a folder, or of a model on the Hub: headers and config are read and checked, weights are not.
 
@@ -44,8 +47,8 @@ def open(
 
     A folder holds one safetensors file or several, with or without `model.safetensors.index.json`; `config.json` may be
     missing, but not broken. A snapshot folder of a Hub cache carries its repo's name and commit. Float8 codes with
-    scales read as values (`sfn.scales`). An adapter (LoRA) reads as `base` with it applied (`sfn.adapters`); without
-    `base`, as the model that the adapter names.
+    scales read as values (`sfn.scales`). An adapter (LoRA) reads as `base` (or what it returns, when needed) with it
+    applied (`sfn.adapters`); without `base`, as the model that the adapter names.
 
     Raises CheckpointError: no such folder, no safetensors, pickled weights only, or a file that breaks the format;
     HubError: no such model, no access, no network.
@@ -68,7 +71,7 @@ def open(
     return _as_values(label, found_revision, files, tensors, read_json(folder / "config.json"), ())
 
 
-def _of_hub(listing: hub.Listing, base: Checkpoint | None) -> Checkpoint:
+def _of_hub(listing: hub.Listing, base: Base) -> Checkpoint:
     if adapters.is_adapter(name for name in listing.files if "/" not in name):
         opened = hub.open_repo(listing, [adapters.WEIGHTS_NAME])
         return _adapter(listing.repo, listing.commit, opened.files, opened.tensors, base, listing.notes)
@@ -94,12 +97,14 @@ def _adapter(
     revision: str | None,
     files: FolderFiles | hub.HubFiles,
     factors: Mapping[str, TensorInfo],
-    base: Checkpoint | None,
+    base: Base,
     notes: tuple[Note, ...],
 ) -> Checkpoint:
     config = read_json(files.path(adapters.CONFIG_NAME))
     adapters.check(label, config)
     named = str(config.get("base_model_name_or_path") or "")
+    if callable(base):
+        base = base()
     if base is None:
         try:
             base = open(named)
@@ -124,6 +129,7 @@ def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
 
 
 Note = tuple[str, str]  # topic, sentence
+Base = Union["Checkpoint", "Callable[[], Checkpoint]", None]
 
 
 class Checkpoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -178,8 +179,10 @@ def open_both(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> tuple[Che
 
     Raises CheckpointError, HubError.
     """
-    opened = checkpoints.open(a)
-    return opened, checkpoints.open(b, base=opened)
+    with ThreadPoolExecutor(1, thread_name_prefix="sfn-open") as pool:  # two models on the Hub take the time of one
+        first = pool.submit(checkpoints.open, a)
+        second = checkpoints.open(b, base=first.result)
+        return first.result(), second
 
 
 def compare(a: Checkpoint, b: Checkpoint) -> Pair:

@@ -8,6 +8,7 @@ refused. The token goes to the Hub's own host alone.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
 import time
@@ -78,11 +79,13 @@ class RemoteFile:
     Attributes:
         size: in bytes. etag: what the Hub calls this content: SHA-256 of a large file, git id of a small one.
         fetched_bytes: bytes that came over the network, those thrown away included.
+        latency_s: the shortest time from a request to the beginning of its answer.
     """
 
     def __init__(self, repo: str, commit: str, name: str, size: int, etag: str) -> None:
         self.repo, self.commit, self.name, self.size, self.etag = repo, commit, name, size, etag
         self.fetched_bytes = 0
+        self.latency_s = math.inf
         self._lock = Lock()
         self._link: str | None = None  # where the bytes lie, once the Hub has said so
         self._etags: dict[str, str] = {}  # host -> ETag of its first answer
@@ -133,13 +136,13 @@ class RemoteFile:
         try:
             for _ in range(6):
                 headers = {**(access.headers() if _on_hub(url) else {}), **range_header}
-                with get_session().stream(
-                    "GET", url, headers=headers, timeout=timeout, follow_redirects=False
-                ) as answer:
+                asked, client = time.monotonic(), get_session()  # anew: it is replaced when a connection fails
+                with client.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as answer:
                     if answer.status_code in _REDIRECTS and "location" in answer.headers:
                         self._check_identity(answer.headers)
                         url = urljoin(url, answer.headers["location"])
                         continue
+                    self.latency_s = min(self.latency_s, time.monotonic() - asked)
                     self._check(answer, url, start, end)
                     self._link = url
                     yield from self._body(answer, start, end)

@@ -22,7 +22,8 @@ from sfn.mapped_memory import map_range
 
 PIECE_BYTES = 8 << 20
 WINDOW_BYTES = 8 * PIECE_BYTES  # fetched or being fetched, not read yet
-WORKERS = 8
+WORKERS = 4  # connections of one side, of which a pair has two: a far server needs several to be kept busy
+NEAR_S = 0.005  # a server that answers sooner keeps one connection busy; more would only have more to repeat
 _DIRECT_BYTES = 2 * PIECE_BYTES  # a single read above this is fetched by several connections
 _LOOK_S = 0.1  # between two looks at the cancel event
 
@@ -78,17 +79,25 @@ class ReadAhead:
         self._held = 0  # bytes of the window in use
         self._spent: deque[_Piece] = deque()  # read, and kept until what they were for is finished
         self._spool = Spool([(files[p.file], p.start, p.end) for p in self._pieces]) if spool else None
-        self._threads: list[Thread] = []
+        self._workers = 0
 
     def __enter__(self) -> Self:
         for piece in self._pieces:
             if self._reached(piece) == piece.size:
                 piece.state = "ready"
-        count = min(WORKERS, len(self._pieces))
-        self._threads = [Thread(target=self._work, name="sfn-fetch", daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._start_worker()
         return self
+
+    def _start_worker(self) -> None:
+        Thread(target=self._work, name="sfn-fetch", daemon=True).start()
+        self._workers += 1
+
+    def _start_others(self, file: RemoteFile) -> None:
+        """More workers, once it is known that the server is far."""
+        with self._change:
+            if not self._stop.is_set() and file.latency_s > NEAR_S:
+                while self._workers < min(WORKERS, len(self._pieces)):
+                    self._start_worker()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._stop.set()
@@ -213,6 +222,7 @@ class ReadAhead:
         while (piece := self._take()) is not None:
             try:
                 self._fetch(piece)
+                self._start_others(self._files[piece.file])
             except SfnError as error:
                 piece.error = error
             except Exception as error:  # a defect: the reader must not wait for ever
