@@ -9,6 +9,7 @@
 // source}. Operations that Python has not yet acknowledged are drawn on top of its data and sent again with every new
 // one, so that none is lost when gestures overtake runs.
 
+const NUMBER_PX = 22; // what the number of a layer takes
 const boards = new WeakMap();
 
 class Board {
@@ -25,6 +26,7 @@ class Board {
     this.shape = "";
     this.previewed = null; // drawn on top of all, told to nobody
     this.hand = new Hand(this);
+    new ResizeObserver(() => this.nodes && this.thinOut()).observe(this.grid);
   }
 
   update(data, send) {
@@ -51,9 +53,8 @@ class Board {
     this.held = rows.map((row) => row.s.map(() => ""));
     const corner = this.add("div", "corner", null);
     if (layers) this.layers = new Layers(corner, layers, thirds, () => this.paintFrame());
-    const every = layers <= 32 ? 1 : 4;
     for (let layer = 0; layer < layers; layer++) {
-      const node = this.add("div", "number" + (layer % every ? " quiet" : ""), [-1, layer]);
+      const node = this.add("div", "number", [-1, layer]);
       node.textContent = layer;
       node.setAttribute("role", "columnheader");
       node.setAttribute("aria-label", `layer ${layer}: the whole layer`);
@@ -61,6 +62,7 @@ class Board {
     rows.forEach((row, r) => this.buildRow(row, r));
     this.addName(rows.length, "whole board", "Every module of the board.");
     this.legend = this.add("div", "legend", null);
+    this.thinOut();
     this.hand.tabStop();
   }
 
@@ -73,6 +75,14 @@ class Board {
       node.setAttribute("role", "gridcell");
       node.append(make("span", "mark"));
     });
+  }
+
+  thinOut() {
+    // as many numbers of layers as there is room for
+    const { layers } = this.data;
+    const width = layers ? this.nodes.get("-1,0").getBoundingClientRect().width : 0;
+    const every = [1, 2, 4, 8].find((step) => width * step >= NUMBER_PX) ?? 16;
+    for (let layer = 0; layer < layers; layer++) this.nodes.get(`-1,${layer}`).classList.toggle("quiet", layer % every > 0);
   }
 
   addName(r, words, explain) {
@@ -167,7 +177,7 @@ class Board {
     };
     const items = [];
     if (high !== null) {
-      const scale = make("span");
+      const scale = make("span", "scale");
       const ramp = make("div", "ramp");
       const stops = [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => shade(value, this.paper));
       ramp.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
