@@ -108,7 +108,7 @@ def config_findings(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
     yield from _architecture(a, b)
     left, right = text_config(a.config), text_config(b.config)
     for setting, (topic, severity, means) in _SETTINGS.items():
-        of_a, of_b = _setting(left, setting), _setting(right, setting)
+        of_a, of_b = value_of(left, setting), value_of(right, setting)
         if of_a != of_b:
             yield Finding(topic, severity, f"{setting}: A has {_word(of_a)}, B has {_word(of_b)}.", means)
     yield from _attention_window(left, right)
@@ -117,15 +117,18 @@ def config_findings(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
     yield from _quantisation(a, b)
 
 
-def _setting(config: Mapping[str, object], setting: str) -> object:
-    """The value under any of its spellings; what old configs leave to be inferred is inferred."""
+def value_of(config: Mapping[str, object], setting: str) -> object:
+    """The value of one of SPELLINGS in the language model's config; what old configs leave to be inferred is inferred.
+
+    None where the config does not tell.
+    """
     for spelling in SPELLINGS[setting]:
         if config.get(spelling) is not None:
             return config[spelling]
     if setting == "num_key_value_heads":
-        return _setting(config, "num_attention_heads")
+        return value_of(config, "num_attention_heads")
     if setting == "head_dim":
-        width, heads = _setting(config, "hidden_size"), _setting(config, "num_attention_heads")
+        width, heads = value_of(config, "hidden_size"), value_of(config, "num_attention_heads")
         return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
     return None
 

@@ -13,15 +13,15 @@ from tests.contracts.source import ROOT, Import, files, imports
 # A room may import its own floor and those above it in this list. A file that is new needs a place here and in the
 # drawing of docs/architecture.md.
 FLOORS = (
-    {"errors", "records", "figures", "anatomy", "mapped_memory", "places", "answer_text"},
+    {"errors", "records", "figures", "anatomy", "mapped_memory", "places", "answer_text", "paper_pairs"},
     {"headers", "fingerprints", "readings", "shards", "folders", "hub", "tensors", "computed", "scales", "adapters"},
     {"checkpoints", "folder_writer"},
-    {"differences", "tokenizer_differences", "merged_config", "pairs", "facts"},
+    {"differences", "tokenizer_differences", "merged_config", "pairs", "facts", "needs"},
     {"delta_kernel", "recipes"},
     {"delta", "model_card"},
     {"tables", "charts", "surgery", "sweeps"},
     {"demo", "engines", "store"},
-    {"jobs", "engine_queue"},
+    {"jobs", "lookups", "needs", "engine_queue"},
     {"engine_room"},
     {"sweep_room"},
     {"workbench"},
