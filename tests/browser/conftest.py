@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+@contextmanager
+def run_app(folder: Path) -> Iterator[App]:
     """The app, started as a user starts it; ended as a terminal ends it, which must leave no process behind."""
-    folder = tmp_path_factory.mktemp("app")
     running = App(f"http://127.0.0.1:{_free_port()}", folder / "cache", folder / "log")
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", running.url.rsplit(":", 1)[1]]
     environment = {**os.environ, "SFN_CACHE": str(running.cache), "HF_HUB_OFFLINE": "1"}
@@ -69,6 +69,13 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """One app for all tests."""
+    with run_app(tmp_path_factory.mktemp("app")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
