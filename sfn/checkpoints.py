@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self, Union
+from typing import TYPE_CHECKING, Literal, Self, Union
 
 from sfn import adapters, hub, scales
 from sfn.anatomy import parse
@@ -161,6 +161,12 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.label}: {len(self.tensors)} tensors, {self.parameters:,} parameters>"
+
+    @property
+    def form(self) -> Literal["stored", "decoded", "adapted"]:
+        """Whether tensors read as they are stored, some from 8-bit codes as values, or a base with an adapter."""
+        forms = {scales.ScaledFiles: "decoded", adapters.AdaptedFiles: "adapted"}
+        return forms.get(type(self.files), "stored")  # type: ignore[return-value]
 
     @cached_property
     def parameters(self) -> int:

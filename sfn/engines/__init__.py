@@ -58,6 +58,13 @@ def open(backend: str, pair: Pair, *, device: str | None = None, dtype: str | No
                 f"{side.label} is not on this machine yet: an engine needs all of it, "
                 f"{side.missing_bytes / 1e9:,.1f} GB more. Fetch it first, on the page “Pair”."
             )
+    if pair.a.form == "adapted":
+        raise EngineError(f"A ({pair.a.label}) is an adapter, which no engine starts from: choose its base as A.")
+    if pair.a.form == "decoded" and backend == "vllm":
+        raise EngineError(
+            f"A ({pair.a.label}) is stored as 8-bit codes, and vLLM would keep them so. Take the engine transformers; "
+            "or write a merge of all A to a folder, which is plain, and open that."
+        )
     if backend not in BACKENDS:
         raise EngineError(f'There is no engine "{backend}"; there are {" and ".join(BACKENDS)}.')
     found = next(b for b in available() if b.name == backend)

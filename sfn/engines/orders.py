@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from sfn import checkpoints, pairs, recipes, surgery
+from sfn import pairs, recipes, surgery
 from sfn.errors import EngineError
 from sfn.records import content_key
 
@@ -82,7 +82,7 @@ def started_pair(folders: Folders) -> Pair:
 
 @lru_cache(maxsize=1)
 def _pair(a: str, b: str) -> Pair:
-    return pairs.compare(checkpoints.open(a), checkpoints.open(b))
+    return pairs.compare(*pairs.open_both(a, b))
 
 
 def stamp(pair: Pair) -> str:

@@ -189,7 +189,8 @@ class TransformersEngine:
         side = self._plan.tokenizer
         if side not in self._speeches:
             here = {"A": self._pair.a, "B": self._pair.b}[side]
-            self._speeches[side] = text.load(here.folder, here.label, extra_end_ids=text.end_ids(self._pair.a.folder))
+            ends = text.end_ids(self._pair.a.folder)
+            self._speeches[side] = text.load(here.speech_folder(), here.label, extra_end_ids=ends)
         return self._speeches[side]
 
     def _tell(self, state: str, *, detail: str = "", **changes: object) -> None:
