@@ -17,12 +17,12 @@ class HubError(CheckpointError):
     """A model on the Hub cannot be found, read or fetched: the message says why and what to do.
 
     `kind` is one of: address, missing, not a model, gated, forbidden, disabled, token, revision, file, rate limit,
-    server, network, offline, certificate, changed, disk.
+    server, network, offline, certificate, changed, disk. `link`: a page that helps, "" where there is none.
     """
 
-    def __init__(self, message: str, kind: str = "server") -> None:
+    def __init__(self, message: str, kind: str = "server", link: str = "") -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.link = kind, link
 
 
 class PairError(SfnError):

@@ -37,7 +37,8 @@ class Job:
 
     Attributes:
         done, total: progress in `unit`; total 0 while unknown. detail: what is being worked on now.
-        error: the sentence of a failed job. result: what `work` returned.
+        error: the sentence of a failed job; failure: the error itself where it was an SfnError. result: what `work`
+            returned.
         owners: the viewers who want it; it is cancelled when the last of them cancels.
     """
 
@@ -52,6 +53,7 @@ class Job:
         self.unit = ""
         self.detail = ""
         self.error = ""
+        self.failure: SfnError | None = None
         self.result: Any = None
         self.started_at: float | None = None
         self.finished_at: float | None = None
@@ -133,6 +135,7 @@ class Jobs:
                 state = "cancelled"
             except Exception as error:
                 job.error, state = sentence_of(error), "failed"
+                job.failure = error if isinstance(error, SfnError) else None
         else:
             state = "cancelled"
         job.finished_at, job.state = time.monotonic(), state
@@ -147,6 +150,12 @@ class Jobs:
         """The newest job with this key, or None."""
         with self._lock:
             return next((job for job in reversed(self._jobs.values()) if job.key == key), None)
+
+    def latest(self, beginning: str) -> Job | None:
+        """The newest job that runs, else the newest, of those whose keys begin so; None if there is none."""
+        with self._lock:
+            found = [job for job in reversed(self._jobs.values()) if job.key.startswith(beginning)]
+        return next((job for job in found if job.active), found[0] if found else None)
 
     def active(self) -> list[Job]:
         """Jobs that wait or run, oldest first."""

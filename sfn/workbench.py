@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from sfn import delta, hub, pairs, surgery
 from sfn.engine_room import EngineRoom
 from sfn.jobs import Job, Jobs
+from sfn.lookups import Lookups
 from sfn.records import content_key
 from sfn.store import Store, default_path
 from sfn.sweep_room import SweepRoom
 
 if TYPE_CHECKING:
+    from sfn.checkpoints import Checkpoint
     from sfn.pairs import Pair
     from sfn.recipes import Plan
 
@@ -28,6 +30,7 @@ class Workbench:
     def __init__(self, path: Path | None = None) -> None:
         self.store = Store(path or default_path())
         self.jobs = Jobs()
+        self.lookups = Lookups()
         self.engines = EngineRoom(self.store)
         self.sweeps = SweepRoom(self.store, self.jobs, self.engines)
 
@@ -39,6 +42,7 @@ class Workbench:
         """
 
         def work(job: Job) -> Pair:
+            job.report(0, 0, "reading headers")
             sides = pairs.open_both(a, b)
             for side in sides:
 
@@ -47,7 +51,8 @@ class Workbench:
 
                 side.fingerprint_with(self.store.file_hashes, progress)
             pair = pairs.compare(*sides)
-            self.store.save_pair(pair.key, pair.a, pair.b, {"report": pair.report()})
+            named = {"a": lasting_name(a, pair.a), "b": lasting_name(b, pair.b)}
+            self.store.save_pair(pair.key, pair.a, pair.b, {"report": pair.report()} | named)
             return pair
 
         return self.jobs.start("Opening the pair", work, key=f"open:{a}\n{b}", owner=owner)
@@ -72,7 +77,7 @@ class Workbench:
                     self.store.save_delta(pair.key, measured)
             return len(missing)
 
-        key = f"scan:{pair.key}" if names is None else f"scan:{content_key(pair.key, chosen)}"
+        key = f"scan:{pair.key}" if names is None else f"scan:{pair.key}:{content_key(chosen)}"
         return self.jobs.start(f"Scanning {pair.label}", work, key=key, owner=owner)
 
     def fetch(self, pair: Pair, owner: str) -> Job:
@@ -132,6 +137,13 @@ class Workbench:
         self.jobs.close()
         self.engines.close()
         self.store.close()
+
+
+def lasting_name(name: str, opened: Checkpoint) -> str:
+    """A name that always means what was opened under `name`: of a model on the Hub, its commit with it."""
+    if hub.meant(name) is None or opened.revision is None:
+        return name
+    return f"{opened.label}@{opened.revision}"
 
 
 def current() -> Workbench:

@@ -7,13 +7,15 @@ always do; it is imported when first needed.
 """
 
 from sfn.hub.access import has_token, offer_token
-from sfn.hub.addresses import Address, address
+from sfn.hub.addresses import Address, address, meant
 from sfn.hub.files import HubFiles
+from sfn.hub.finding import Found, Here, Weights, children, on_this_machine, search, weights
 from sfn.hub.listing import HubFile, Listing, find
 from sfn.hub.opening import Opened, open_repo
 from sfn.hub.upload import Uploaded, check_name, upload
 
 __all__ = [
-    "Address", "HubFile", "HubFiles", "Listing", "Opened", "Uploaded", "address", "check_name", "find", "has_token",
-    "offer_token", "open_repo", "upload",
+    "Address", "Found", "Here", "HubFile", "HubFiles", "Listing", "Opened", "Uploaded", "Weights", "address",
+    "check_name", "children", "find", "has_token", "meant", "offer_token", "on_this_machine", "open_repo", "search",
+    "upload", "weights",
 ]  # fmt: skip

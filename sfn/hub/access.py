@@ -69,7 +69,7 @@ def refusal(
     code, message = given.get("x-error-code", ""), given.get("x-error-message", "")
     page = f"{endpoint()}/{repo}"
     if code == "GatedRepo":
-        return HubError(_gated(repo, page, status), "gated")
+        return HubError(_gated(repo, page, status), "gated", page)
     if message == "Access to this resource is disabled.":
         return HubError(
             f"The Hub has disabled {repo}: nobody can read it at present. {page} may say why; take another copy of "
@@ -81,6 +81,7 @@ def refusal(
             "The Hub does not accept the token in use: it has expired, or was revoked. Make a new one at "
             f"{endpoint()}/settings/tokens, then {LOGIN}.",
             "token",
+            f"{endpoint()}/settings/tokens",
         )
     if code == "RevisionNotFound":
         return HubError(
@@ -100,6 +101,7 @@ def refusal(
             f"The Hub does not let this machine read {repo}: the token in use has no right to. Give it read access to "
             f"this model at {endpoint()}/settings/tokens.",
             "forbidden",
+            f"{endpoint()}/settings/tokens",
         )
     if status == 429:
         return HubError(_limited(given), "rate limit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sfn.errors import HubError
@@ -23,6 +24,11 @@ class Address:
     repo: str
     revision: str | None = None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it names a commit in full, which never changes."""
+        return re.fullmatch(r"[0-9a-f]{40}", self.revision or "") is not None
+
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
@@ -37,6 +43,16 @@ def address(text: str) -> Address | None:
         return _of_url(text)
     match = _NAME.fullmatch(text)
     return Address(match["repo"], match["revision"]) if match else None
+
+
+def meant(name: str) -> Address | None:
+    """The model on the Hub that `name` means; None for a folder that is there, and for what means nothing."""
+    try:
+        if not name or Path(name).expanduser().exists():
+            return None
+        return address(name)
+    except (HubError, OSError, RuntimeError):
+        return None
 
 
 def _of_url(text: str) -> Address:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sfn.anatomy import Part
     from sfn.engines.text import Speech
     from sfn.jobs import Job
+    from sfn.lookups import Lookups
     from sfn.pairs import Pair
     from sfn.recipes import Place, Plan
     from sfn.records import Generation, HistogramForm, Question
@@ -41,7 +43,22 @@ def workbench() -> Workbench:
     from sfn import workbench as room
 
     _check_packages()
+    _offer_secret()
     return room.current()
+
+
+def lookups() -> Lookups:
+    """What this process asks in the background."""
+    return workbench().lookups
+
+
+@functools.cache
+def _offer_secret() -> None:
+    """A token in Streamlit's secrets counts where neither the environment nor `hf auth login` has one."""
+    from sfn import hub
+
+    if st.secrets.load_if_toml_exists() and "HF_TOKEN" in st.secrets:
+        hub.offer_token(str(st.secrets["HF_TOKEN"]))
 
 
 @functools.cache  # success alone is remembered: a packages' misfit is told each time until it is mended
@@ -59,15 +76,22 @@ def bundled_folders() -> tuple[str, str]:
     return str(a), str(b)
 
 
-def _stamp(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """What tells that a folder's files changed: names, sizes and times of its weights and configuration."""
+def _stamp(folder: str) -> tuple[object, ...]:
+    """What tells that a folder's files changed: names, sizes and times of its weights and configuration.
+
+    A commit on the Hub never changes; a branch may, and is looked at again after a minute.
+    """
+    from sfn import hub
+
+    if (found := hub.meant(folder)) is not None:
+        return ("hub", 0 if found.fixed else int(time.monotonic() / 60))
     files = sorted(Path(folder).expanduser().glob("*.json")) + sorted(Path(folder).expanduser().glob("*.safetensors"))
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _opening(a: str, b: str, _owner: str, stamps: object) -> Job:
-    return workbench().open_pair(a, b, _owner)
+def _opening(a: str, b: str, _owner: str, stamps: object, _known: Job | None = None) -> Job:
+    return _known or workbench().open_pair(a, b, _owner)
 
 
 def opening(a: str, b: str, owner: str) -> Job:
@@ -77,6 +101,12 @@ def opening(a: str, b: str, owner: str) -> Job:
     """
     with _lock:
         return _opening(a, b, owner, (_stamp(a), _stamp(b)))
+
+
+def same_opening(job: Job, a: str, b: str) -> None:
+    """From now on `opening` of these names is this job too."""
+    with _lock:
+        _opening(a, b, "", (_stamp(a), _stamp(b)), job)
 
 
 def folder_problem(folder: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-from sfn.errors import SfnError
+from sfn.errors import HubError, SfnError
 
 
 @contextmanager
@@ -16,7 +16,17 @@ def shown() -> Iterator[None]:
     try:
         yield
     except SfnError as error:
-        sentence(str(error))
+        failure(error)
+
+
+_LINKS = {"gated": "Open its page and accept the licence"}
+
+
+def failure(error: SfnError) -> None:
+    """Show a failure, and the page that helps where there is one."""
+    sentence(str(error))
+    if isinstance(error, HubError) and error.link:
+        st.link_button(_LINKS.get(error.kind, "Open the page"), error.link, icon=":material/open_in_new:")
 
 
 def sentence(text: str) -> None:

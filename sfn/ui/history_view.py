@@ -199,7 +199,7 @@ def _merge_query(found: Generation) -> dict[str, str] | None:
     saved = cached.workbench().store.pair(question.pair_key)
     if saved is None:
         return None
-    folders = (saved.a_folder, saved.b_folder)
+    folders = (saved.summary.get("a") or saved.a_folder, saved.summary.get("b") or saved.b_folder)
     given = dict(zip("ab", folders, strict=True)) if folders != cached.bundled_folders() else {"a": "", "b": ""}
     return state.query(
         "merge",

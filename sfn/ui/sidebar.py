@@ -57,9 +57,13 @@ def _head(text: str) -> None:
 
 
 def _pair() -> None:
+    if missing := opening.incomplete():
+        st.html(f'<div class="sfn-muted">{html.escape(missing)}</div>')
+        routes.link("pair", "choose")
+        return
     try:
         job = opening.opening()
-        job.finished.wait(opening.PATIENCE_S)
+        opening.wait(job)
     except SfnError as error:
         failures.sentence(str(error))
         return

@@ -16,7 +16,7 @@ FLOORS = (
     {"errors", "records", "figures", "anatomy", "mapped_memory", "places", "answer_text", "paper_pairs"},
     {"headers", "fingerprints", "readings", "shards", "folders", "hub", "tensors", "computed", "scales", "adapters"},
     {"checkpoints", "folder_writer"},
-    {"differences", "tokenizer_differences", "merged_config", "pairs", "facts"},
+    {"differences", "tokenizer_differences", "merged_config", "pairs", "facts", "needs"},
     {"delta_kernel", "recipes"},
     {"delta", "model_card"},
     {"tables", "charts", "surgery", "sweeps"},
