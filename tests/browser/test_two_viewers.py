@@ -49,7 +49,7 @@ class Viewer:
             self.asking = None
 
     def take_down(self) -> None:
-        """Note what stands in the columns, once it stands still: texts are drawn a moment after the lines under them."""
+        """Note what stands in the columns, once it stands still: texts are drawn later than the lines under them."""
         before, now = None, self._texts()
         while before != now:
             self.tab.page.wait_for_timeout(500)
