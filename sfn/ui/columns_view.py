@@ -15,6 +15,7 @@ import streamlit as st
 
 from sfn import answer_text
 from sfn.engines import asking as limits
+from sfn.errors import SfnError
 from sfn.ui import answers, cached, column_lines, columns, continuing, failures, state, style
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _then_redraw(work: Callable[[], object]) -> None:
     """Do what a control of a column is for; the whole page follows."""
     try:
         work()
-    except failures.SfnError as error:
+    except SfnError as error:
         st.session_state[_PROBLEM] = str(error)
     st.session_state[_REDRAW] = True
 
