@@ -18,7 +18,7 @@ import torch
 from sfn import recipes, surgery
 from sfn.engines import asking, draw, hardware, layout, text
 from sfn.engines.base import Piece, Score, Status
-from sfn.errors import Cancelled, CheckpointError, EngineError, SfnError
+from sfn.errors import Cancelled, EngineError, SfnError
 from sfn.records import PromptMode, Sampling
 
 if TYPE_CHECKING:
@@ -95,13 +95,15 @@ class TransformersEngine:
             if self._model is None:
                 self._tell("starting", recipe=None, plan_key=None, detail=f"building {self._pair.a.label}")
                 self._build(sources)
-            self._apply(sources, cancel)
-        except (Cancelled, CheckpointError) as error:  # what is held is known, tensor by tensor: the rest is for later
-            self._tell("idle", recipe=None, plan_key=None, detail=str(error))
-            raise
+            with _threads(1 if self._device.type == "cpu" else None):
+                # Several threads would wait for each other at every small step: half the work, and on a busy machine a
+                # fifth of the time, is what one takes (0.04 against 0.23 s for the o_proj of 216 M parameters).
+                self._apply(sources, cancel)
         except BaseException as error:
-            self._held = {}
-            self._tell("dead", recipe=None, plan_key=None, detail=str(error))
+            # Cancelled, or a file that cannot be read: what is held is known, tensor by tensor. Else nothing is trusted.
+            known = isinstance(error, SfnError) and not isinstance(error, EngineError)
+            self._held = self._held if known else {}
+            self._tell("idle" if known else "dead", recipe=None, plan_key=None, detail=str(error))
             if isinstance(error, SfnError) or not isinstance(error, Exception):
                 raise
             raise EngineError(
