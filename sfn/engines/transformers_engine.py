@@ -100,7 +100,7 @@ class TransformersEngine:
                 # fifth of the time, is what one takes (0.04 against 0.23 s for the o_proj of 216 M parameters).
                 self._apply(sources, cancel)
         except BaseException as error:
-            # Cancelled, or a file that cannot be read: what is held is known, tensor by tensor. Else nothing is trusted.
+            # Cancelled, or a file cannot be read: what is held is known, tensor by tensor. Else nothing is trusted.
             known = isinstance(error, SfnError) and not isinstance(error, EngineError)
             self._held = self._held if known else {}
             self._tell("idle" if known else "dead", recipe=None, plan_key=None, detail=str(error))
