@@ -6,7 +6,9 @@ from sfn.ui import asking, columns, columns_view, editing, opening, sweep_view, 
 
 _BESIDE = 24  # a board of at most this many layers leaves room for the recipe and the prompt beside it
 
-st.title("What if A had B's …?")
+with st.container(horizontal=True, vertical_alignment="center", gap="large", key="title_bar"):
+    st.title("What if A had B's …?", width="content")
+    view = views.choose()
 pair = opening.pair()
 asking.prepare()
 edit = editing.in_force(pair)
@@ -28,15 +30,11 @@ with views.above():
     with recipe_place:
         editing.draw_text(pair, edit, asking.engine_line(pair, edit.plan))
     with prompt_place:
-        asking.draw_prompt()
-with st.container(horizontal=True, vertical_alignment="center", gap="small", key="view_bar"):
-    view = views.choose()
-    if view == "answers":
-        asking.draw_view(pair)
+        asking.draw_prompt(settings=view == "answers")
 match view:
     case "answers":
         asking.draw_buttons(pair, seats, blocked=bool(edit.problem))
-        columns_view.draw(pair, seats, above_rem=45 if beside else 55)
+        columns_view.draw(pair, seats, above_rem=41 if beside else 51)
     case "sweep":
         sweep_view.draw(pair, edit.plan)
     case "take":

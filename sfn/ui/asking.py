@@ -130,20 +130,21 @@ def engine_line(pair: Pair, plan: Plan) -> str:
 # ---------------------------------------------------------------- drawing
 
 
-def draw_prompt() -> None:
-    """The prompt, examples for it, and for the bundled pair what may be expected of it."""
-    st.text_area("Prompt", key="prompt", height=84, **state.KEEP)
-    left, right = st.columns(2, vertical_alignment="center")
-    left.menu_button(
-        "Examples",
-        examples(),
-        key=_EXAMPLE,
-        on_click=_take_example,
-        icon=":material/lightbulb:",
-        format_func=failures.escaped,
-    )
-    if is_bundled():
-        right.caption("A toy of 1.4 M parameters: sums to 99 and a few stories.")
+def draw_prompt(*, settings: bool) -> None:
+    """The prompt, for the bundled pair what may be expected of it, examples, and the settings where they are wanted."""
+    expect = " (a toy pair: sums to 99, a few stories)" if is_bundled() else ""
+    st.text_area(f"Prompt{expect}", key="prompt", height=84, **state.KEEP)
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
+        st.menu_button(
+            "Examples",
+            examples(),
+            key=_EXAMPLE,
+            on_click=_take_example,
+            icon=":material/lightbulb:",
+            format_func=failures.escaped,
+        )
+        if settings and not style.presenter():  # settings are for before the talk
+            draw_settings()
 
 
 def draw_settings() -> None:
@@ -198,7 +199,7 @@ def _summary() -> str:
 
 
 def draw_buttons(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> None:
-    """Run (its label says what that does), stop, a new seed, and “run on change” for the stage."""
+    """Run (its label says what that does), stop, new seed, “run on change” for the stage; how answers are shown."""
     missing, running = columns.missing(seats), columns.running()
     unreached = any(seat.plan is not None and seat.problem for seat in seats)
     greedy = not state.get("temperature")
@@ -207,29 +208,27 @@ def draw_buttons(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> 
             "Reach the engine again" if unreached else what_run_does(pair, missing),
             type="primary",
             key="run",
-            width=230,
+            width=210,
             disabled=blocked or not (missing or unreached),
             on_click=_order,
             args=("run",),
         )
         st.button("Stop", key="stop", icon=":material/stop:", disabled=not running, on_click=_order, args=("stop",))
-        if style.presenter():  # settings are for before the talk
-            st.toggle("Run on change", key=_ON_CHANGE, help=_STAGE, **state.KEEP)
-            return
-        st.button(
-            "Again",
-            key="again",
-            icon=":material/casino:",
-            disabled=blocked or greedy or running,
-            on_click=_order,
-            args=("again",),
-            help=_GREEDY if greedy else "Draw other answers, with the next seed.",
-        )
-        draw_settings()
+        if not style.presenter():
+            st.button(
+                "",
+                key="again",
+                icon=":material/casino:",
+                disabled=blocked or greedy or running,
+                on_click=_order,
+                args=("again",),
+                help=_GREEDY if greedy else "Draw other answers, with the next seed.",
+            )
         st.toggle("Run on change", key=_ON_CHANGE, help=_STAGE, **state.KEEP)
+        _draw_view(pair)
 
 
-def draw_view(pair: Pair) -> None:
+def _draw_view(pair: Pair) -> None:
     """Which columns there are, which sample is in sight, and how answers are shown."""
     if not style.presenter():
         _draw_columns(pair)
@@ -243,7 +242,7 @@ def draw_view(pair: Pair) -> None:
         st.toggle("Page one by one", key=columns.APART, help="Each column turns its own pages.", **state.KEEP)
 
 
-_SHOW = {"drawn": "Typeset", "plain": "Plain text", "difference": "Difference to A"}
+_SHOW = {"drawn": "Typeset", "plain": "Plain", "difference": "Difference to A"}
 
 
 def _draw_columns(pair: Pair) -> None:

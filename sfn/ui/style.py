@@ -12,6 +12,8 @@ _RULES = """
 .stApp, .stApp button, .stApp input, .stApp textarea { font-variant-numeric: tabular-nums; }
 .stMainBlockContainer { padding: 3.6rem 2.4rem 3rem; }
 .stMain h1 { padding: .3rem 0 .4rem; }
+.st-key-title_bar { margin-bottom: -.6rem; }
+@media (max-height: 780px) { .stMain h1 { font-size: 1.6rem; padding: 0; } }
 .sfn-line { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .92rem; }
 .stApp [data-stale="true"] { opacity: 1 !important; transition: none !important; }
 [data-testid="stStatusWidget"] { display: none; }
@@ -51,6 +53,18 @@ _RULES = """
 .sfn-tensor { overflow-wrap: anywhere; }
 .sfn-figures th:first-child { width: 45%; }
 .sfn-figures td:last-child { width: auto; opacity: 1; text-align: right; }
+[class*="st-key-card_"] { position: relative; padding: .5rem .7rem !important; height: 100%; }
+[class*="st-key-card_"]:hover { border-color: color-mix(in srgb, currentColor 55%, transparent); }
+[class*="st-key-card_chosen"] { box-shadow: inset 0 0 0 2px #2F5D8A; }
+[class*="st-key-card_chosen"] { box-shadow: inset 0 0 0 2px light-dark(#2F5D8A, #8DB4DC); }
+[class*="st-key-card_"]:has(button:focus-visible) { outline: 2px solid currentColor; outline-offset: 1px; }
+[class*="st-key-choose_"] { position: absolute !important; inset: 0; width: auto !important; opacity: 0; }
+[class*="st-key-choose_"] * { width: 100% !important; height: 100%; }
+[class*="st-key-offers_"] button { justify-content: flex-start; text-align: left; min-height: 1.9rem;
+  padding: .1rem 0; }
+.sfn-ability { display: grid; grid-template-columns: 11rem 8rem 1fr; gap: .2rem 1rem; padding: .3rem 0;
+  overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
+.sfn-ability b { font-weight: 600; } .sfn-block span { font-weight: 600; } .sfn-block b { opacity: .7; }
 .sfn-finding { display: grid; grid-template-columns: 9.5rem 1fr; gap: .2rem 1rem; padding: .4rem 0;
   overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
 """
