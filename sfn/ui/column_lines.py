@@ -28,6 +28,7 @@ class Frame:
     how: answers.Drawing
 
     def of(self, id: str) -> tuple[Seat, ...]:
+        """The column's seats, one for each sample."""
         return tuple(seat for seat in self.seats if seat.id == id)
 
     def in_sight(self, id: str) -> Seat:
