@@ -103,7 +103,7 @@ def _elsewhere() -> Backend:
 def default_backend() -> str:
     """ "vllm" where SFN_VLLM_URL names a server, or there is an NVIDIA GPU and a vLLM that can use it; else
     "transformers"."""
-    if _is_elsewhere("vllm"):
+    if _is_elsewhere("vllm") and not vllm_remote.fault():
         return "vllm"
     usable = has_nvidia_gpu() and not _reason("vllm") and not vllm_is_cpu_build()
     return "vllm" if usable else "transformers"

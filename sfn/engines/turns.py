@@ -8,9 +8,10 @@ _PATIENCE_S = 3.0  # who has not asked for so long waits no more
 
 
 class Turns:
-    """One turn at a time. Times are seconds of any clock that only goes forward."""
+    """One turn at a time. Times are seconds of any clock that only goes forward. last: who had the last turn."""
 
     def __init__(self) -> None:
+        self.last = ""
         self._holder = ""
         self._until = 0.0
         self._waiting: dict[str, float] = {}  # who waits, the first first, and when they last asked
@@ -25,7 +26,7 @@ class Turns:
             self._waiting[owner] = now
             return False
         self._waiting.pop(owner, None)
-        self._holder, self._until = owner, now + seconds
+        self._holder, self._until, self.last = owner, now + seconds, owner
         return True
 
     def leave(self, owner: str) -> None:

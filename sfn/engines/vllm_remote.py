@@ -57,11 +57,13 @@ class Facts:
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a server's workers hold now. plan_key: None where they do not know or do not agree. since: another one
-    whenever the weights were touched, or the server was started again. mine: whether it is this SfN's turn."""
+    whenever the weights were touched, or the server was started again. mine: whether it is this SfN's turn; again: and
+    nobody else had one since its last."""
 
     plan_key: str | None
     since: str
     mine: bool = False
+    again: bool = False
 
 
 def url() -> str:
@@ -98,6 +100,8 @@ class RemoteServer(HttpServer):
         self._address = _checked(url())
         self.prefix = self._address.path
         if key := os.environ.get(KEY, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise EngineError(f"{KEY} holds characters that no HTTP header may hold; keys are plain ASCII.")
             self.headers = {"Authorization": f"Bearer {key}"}
         self.place = place()
         self.log = f"on {self.place}"
@@ -113,7 +117,7 @@ class RemoteServer(HttpServer):
 
     def close(self) -> None:
         """Let go of it; the server goes on."""
-        self._stop_beating()  # a turn then ends by itself
+        self.rest()
         self._lost = True
 
     def last_words(self) -> str:
@@ -209,9 +213,12 @@ class RemoteServer(HttpServer):
         """What each worker says of itself; the call changes no weights, and one that does not know it refuses it."""
         question = {"method": "sfn_hello", "args": turn, "timeout": _HELLO_S}
         status, content = self.ask("POST", "/collective_rpc", question, timeout_s=_HELLO_S)
-        if status != 200:
+        try:
+            workers = json.loads(content)["results"] if status == 200 else []
+        except (ValueError, KeyError, TypeError):
+            workers = []
+        if not workers:
             raise self._refused(f"lacks SfN's load format: its workers do not know SfN ({status})")
-        workers = json.loads(content)["results"]
         for worker in workers:
             if "error" in worker:
                 raise self._refused(f"cannot be used: {worker['error']}")
@@ -232,25 +239,31 @@ class RemoteServer(HttpServer):
     def take_turn(self) -> Held:
         """Ask for the turn, or keep it: until `leave_turn`, or until this SfN gives no more sign of life."""
         held = self._held(self._owner, _TURN_S)
-        if held.mine and self._beat is None:
-            self._beat = Event()
-            Thread(target=self._keep_turn, args=(self._beat,), name="sfn-vllm-turn", daemon=True).start()
+        if held.mine:
+            self.go_on()
         return held
 
-    def leave_turn(self, in_s: float = 0.0) -> Held:
-        """Let others have their turn, now or some seconds later; what is held at this moment."""
-        self._stop_beating()
-        return self._held(self._owner, in_s)
+    def go_on(self) -> None:
+        """Give signs of life in a turn that is not over."""
+        if self._beat is None:
+            self._beat = Event()
+            Thread(target=self._keep_turn, args=(self._beat,), name="sfn-vllm-turn", daemon=True).start()
+
+    def leave_turn(self) -> Held:
+        """Let others have their turn; what is held at this moment."""
+        self.rest()
+        return self._held(self._owner, 0)
+
+    def rest(self) -> None:
+        """Give no more sign of life: unless it is taken up again, the turn ends in some seconds."""
+        if self._beat is not None:
+            self._beat.set()
+            self._beat = None
 
     @property
     def in_turn(self) -> bool:
         """Whether it is this SfN's turn until it leaves it."""
         return self._beat is not None
-
-    def _stop_beating(self) -> None:
-        if self._beat is not None:
-            self._beat.set()
-            self._beat = None
 
     def _keep_turn(self, over: Event) -> None:
         while not over.wait(_TURN_S / 4):
@@ -266,6 +279,7 @@ class RemoteServer(HttpServer):
             keys.pop() if len(keys) == 1 else None,
             "; ".join(worker["turn"] for worker in workers),
             all(worker["mine"] for worker in workers),
+            all(worker["again"] for worker in workers),
         )
 
     def paused(self) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _UNKNOWN = "unknown"  # in the place of a plan's key: no plan has it
 _LONGEST_S = 1800.0  # what is waited for another SfN's answer to end; a cancel ends it sooner
-_BRIEFLY_S = 2.0  # the turn goes on for so long after a change of weights: an answer is asked next
+_FRESH_S = 2.0  # the turn is surely ours for so long after it was taken
 
 
 class RemoteVllmEngine(VllmEngine):
@@ -41,7 +41,8 @@ class RemoteVllmEngine(VllmEngine):
     _server: RemoteServer | None
 
     def __init__(self, pair: Pair, *, device: str | None = None, dtype: str | None = None) -> None:
-        self._seen = Held(None, "")  # what the server held when it was last asked
+        self._seen = Held(None, "")  # what the server held when the turn was last taken
+        self._seen_at = 0.0
         super().__init__(pair, device=device, dtype=dtype)
         self._status = replace(self._status, place=vllm_remote.place())
 
@@ -69,17 +70,19 @@ class RemoteVllmEngine(VllmEngine):
                 self._tell("dead", recipe=None, plan_key=None)
                 raise EngineError(f"Somebody else changed the weights of vLLM at {vllm_remote.place()}. Ask again.")
         finally:
-            self._leave(in_s=_BRIEFLY_S)  # what is asked next takes the turn up again, if it comes soon
+            if self._server is not None:
+                self._server.rest()  # an answer is asked next, and takes the turn up again
 
     def _held(self) -> str | None:
         if not self._alive():
             return None
         self._await_turn()
-        # Paused in our turn: somebody, perhaps we, went away in the middle of a change, and only another goes on.
-        return _UNKNOWN if self._server.paused() else self._seen.plan_key or _UNKNOWN
+        # Paused in our turn: who had it before went away in the middle of a change, and only another change goes on.
+        halted = not self._seen.again and self._server.paused()
+        return _UNKNOWN if halted else self._seen.plan_key or _UNKNOWN
 
     def _look(self) -> Held:
-        self._seen = self._server.take_turn()
+        self._seen, self._seen_at = self._server.take_turn(), time.monotonic()
         return self._seen
 
     def _await_turn(self) -> None:
@@ -146,7 +149,9 @@ class RemoteVllmEngine(VllmEngine):
     def _hold(self) -> None:
         """It is this SfN's turn, and the wanted weights are in place."""
         self._ready()
-        self._await_turn()
+        if time.monotonic() - self._seen_at > _FRESH_S or not self._seen.mine:
+            self._await_turn()
+        self._server.go_on()
         if self._seen.plan_key != self._plan.key:
             self.be(self._wanted)
             self._await_turn()
@@ -166,7 +171,7 @@ class RemoteVllmEngine(VllmEngine):
             self._leave()
 
     def _confirm(self, finish: FinishReason | None) -> None:
-        before = self._seen.since
+        before, self._seen = self._seen.since, Held(None, "")
         if self._server.leave_turn().since != before:
             raise EngineError(
                 f"vLLM at {self._server.place} was given other weights during this answer, by another SfN, or was "
@@ -175,11 +180,11 @@ class RemoteVllmEngine(VllmEngine):
         if finish == "cancelled":  # not by us: then nothing more is read
             raise EngineError(f"vLLM at {self._server.place} broke off the answer at somebody's wish. Ask again.")
 
-    def _leave(self, in_s: float = 0.0) -> None:
+    def _leave(self) -> None:
         """The turn is over, however it ended; a server that is gone has forgotten it."""
         if self._alive() and self._server.in_turn:
             with suppress(EngineError):
-                self._server.leave_turn(in_s)
+                self._server.leave_turn()
 
     @staticmethod
     def _died(error: EngineError, words: str) -> EngineError:

@@ -80,8 +80,8 @@ class PairWorker:
         turn for `seconds`, or with 0 leaves it.
 
         {"version": of the orders, "stamp": of the pair, "pair": its label, "a", "b": its folders here, "device",
-        "dtype", "plan_key": held or None, "turn": token of what is held, "mine": whether it is the owner's turn}, or
-        {"error": sentence}.
+        "dtype", "plan_key": held or None, "turn": token of what is held, "mine": whether it is the owner's turn,
+        "again": and nobody else had one since the owner's last}, or {"error": sentence}.
         """
         config = self.vllm_config  # type: ignore[attr-defined]  # vLLM's Worker
         if config.load_config.load_format != LOAD_FORMAT:
@@ -89,6 +89,7 @@ class PairWorker:
         start = config.load_config.model_loader_extra_config
         if owner and not seconds:
             TURNS.leave(owner)
+        again = TURNS.last == owner
         mine = bool(owner and seconds) and TURNS.take(owner, seconds, time.monotonic())
         try:
             pair = orders.started_pair(start)
@@ -103,6 +104,7 @@ class PairWorker:
                 "plan_key": HELD.plan_key,
                 "turn": f"{HELD.process} {HELD.turn}",
                 "mine": mine,
+                "again": mine and again,
             }
         except SfnError as error:
             return {"error": str(error)}

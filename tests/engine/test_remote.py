@@ -106,8 +106,9 @@ def elsewhere(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def serve(folder: Path, port: int, elsewhere: tuple[Path, Path], *options: str) -> Started:
-    program = [sys.executable, "-m", "sfn.engines.serve", *map(str, elsewhere), "--port", str(port), *TWO, *options]
-    return start(folder, port, program, {"PYTHONPATH": str(Path(sfn.__file__).parents[1])})
+    program = [sys.executable, "-m", "sfn.engines.serve", *map(str, elsewhere), "--port", str(port), *options]
+    environment = {"PYTHONPATH": str(Path(sfn.__file__).parents[1]), "SFN_VLLM_ARGS": " ".join(TWO)}
+    return start(folder, port, program, environment)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +270,10 @@ def test_an_answer_from_changed_weights_is_dropped(remote, pair):
 def test_a_server_left_paused_is_taken_over(remote):
     remote.be(recipes.parse("all=B"))
     expected = text_of(remote.generate(PROMPT, max_tokens=8))
-    RemoteServer().call("POST", "/pause?mode=abort")  # as by an SfN that went away in the middle of a change
+    rival = RemoteServer()
+    assert rival.take_turn().mine
+    rival.call("POST", "/pause?mode=abort")
+    rival.leave_turn()  # in the middle of a change of weights
     remote.be(recipes.parse("all=B"))
     assert text_of(remote.generate(PROMPT, max_tokens=8)) == expected
 

@@ -28,7 +28,13 @@ class Server(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.key = ""
         self.delay_s = 0.0
-        self.worker = {"version": orders.VERSION, "stamp": orders.stamp(pair), "pair": pair.label, "mine": False}
+        self.worker = {
+            "version": orders.VERSION,
+            "stamp": orders.stamp(pair),
+            "pair": pair.label,
+            "mine": False,
+            "again": False,
+        }
         self.worker |= {"device": "cuda", "dtype": "bfloat16", "plan_key": "a", "turn": "1"}
         self.answers: dict[str, tuple[int, object]] = {
             "/health": (200, None),
@@ -151,6 +157,10 @@ def test_the_key_is_sent_and_never_shown(server, pair, monkeypatch):
     monkeypatch.setenv("SFN_VLLM_KEY", "a secret")
     assert vllm_remote.RemoteServer(pair).greet().version == "0.32.0"
     assert server.keys[-1] == "Bearer a secret"
+    monkeypatch.setenv("SFN_VLLM_KEY", "a\nsecret")
+    with pytest.raises(EngineError, match="characters") as caught:
+        vllm_remote.RemoteServer(pair)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_prefix_comes_before_every_path(server, pair, monkeypatch):

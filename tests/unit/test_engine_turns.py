@@ -12,7 +12,9 @@ def test_one_at_a_time():
     assert turns.take("one", 15, 2)
     turns.leave("two")
     turns.leave("one")
+    assert turns.last == "one"
     assert turns.take("two", 15, 3)
+    assert turns.last == "two"
 
 
 def test_who_waits_comes_before_who_had_it():
