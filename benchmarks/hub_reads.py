@@ -85,8 +85,8 @@ def sparse_model(folder: Path, eos: int) -> Path:
 # What is measured, each in a process of its own.
 
 
-def child(task: str, layers: int) -> dict[str, float]:
-    """Seconds and bytes of one task, once everything is imported."""
+def child(task: str, layers: int, skip: int) -> dict[str, float]:
+    """Seconds and bytes of one task, once everything is imported. skip: tensors that are finished already."""
     import torch  # noqa: F401  # as in the app, which has it loaded
 
     from sfn import delta, pairs
@@ -101,14 +101,16 @@ def child(task: str, layers: int) -> dict[str, float]:
             "findings": len(pair.findings),
         }
     names = [row.name for row in pair.rows if row.part.module == "o_proj" and row.part.layer < layers]
+    names = names[skip:]
     rows = [pair.by_name[name] for name in names]
     start = time.perf_counter()
     with pair.read_ahead(names):
         if task == "read":
             for row in rows:
-                for first in range(0, row.a.shape[0], 512):
+                step = delta.BLOCK // HIDDEN  # as delta reads them
+                for first in range(0, HIDDEN, step):
                     for side in ("A", "B"):
-                        pair.read_rows(side, row.name, first, first + 512)
+                        pair.read_rows(side, row.name, first, min(HIDDEN, first + step))
         else:
             for one in delta.scan(pair, names):
                 print(one.name, flush=True)
@@ -124,20 +126,20 @@ class Bench:
         for eos, name in enumerate("ab"):
             hub.add(f"org/{name}", sparse_model(place / name, eos), quick=True)
 
-    def start(self, task: str, cache: str) -> subprocess.Popen[str]:
+    def start(self, task: str, cache: str, skip: int = 0) -> subprocess.Popen[str]:
         """A child, running."""
         environment = os.environ | {
             "HF_ENDPOINT": self.hub.endpoint,
             "HF_HOME": str(self.place / cache / "hf"),
             "SFN_CACHE": str(self.place / cache / "sfn"),
         }
-        command = [sys.executable, __file__, "--child", task, "--layers", str(self.layers)]
+        command = [sys.executable, __file__, "--child", task, "--layers", str(self.layers), "--skip", str(skip)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
-    def run(self, task: str, cache: str) -> dict[str, float]:
+    def run(self, task: str, cache: str, skip: int = 0) -> dict[str, float]:
         """A child's figures, with the bytes and requests that reached the server."""
         self.hub.clear()
-        process = self.start(task, cache)
+        process = self.start(task, cache, skip)
         said, _ = process.communicate()
         assert process.returncode == 0, f"{task} failed"
         figures = json.loads(said.splitlines()[-1])
@@ -171,8 +173,8 @@ class Bench:
         subprocess.run(["curl", "--parallel", "--parallel-max", "8", "--config", str(config)], check=True)
         return time.perf_counter() - start
 
-    def killed(self) -> tuple[int, int, int]:
-        """(bytes of the chosen tensors, bytes sent to both runs, bytes of the finished tensor) around a kill."""
+    def killed(self) -> tuple[int, int]:
+        """Bytes sent before a kill in mid-scan, and after it, to a scan that goes on with what was not finished."""
         cache = "killed"
         self.run("compare", cache)
         self.hub.clear()
@@ -180,11 +182,10 @@ class Bench:
         process.stdout.readline()  # type: ignore[union-attr]  # one tensor is finished
         time.sleep(0.15)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        finished = 1 + len(process.communicate()[0].splitlines())
         time.sleep(0.5)
         before = self.hub.bytes_sent
-        again = self.run("read", cache)
-        return int(again["size_bytes"]), before, int(again["sent"])
+        return before, int(self.run("read", cache, finished)["sent"])
 
 
 def table(rows: list[tuple[str, str, str]]) -> None:
@@ -199,10 +200,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--layers", type=int, default=8, help="layers whose o_proj is read (64: all of them)")
+    parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--child", choices=("compare", "read", "scan"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        print(json.dumps(child(given.child, given.layers)))
+        print(json.dumps(child(given.child, given.layers, given.skip)))
         return
     with tempfile.TemporaryDirectory() as place, Hub() as hub:
         bench = Bench(hub, Path(place), given.layers)
@@ -215,7 +217,8 @@ def main() -> None:
             to_files.append(bench.curl_s(f"{place}/curl"))
             nowhere.append(bench.curl_s(os.devnull))
         scanned = bench.run("scan", "new 0")
-        size, before, after = bench.killed()
+        before, after = bench.killed()
+    size = int(reads[0]["size_bytes"])
     opened = again["sent"]
     first, read = (min(found, key=lambda run: run["seconds"]) for found in (compared, reads))
     seconds = {"SfN": read["seconds"], "files": min(to_files), "nowhere": min(nowhere), "scan": scanned["seconds"]}

@@ -7,9 +7,10 @@ the byte; nothing of it is kept after that. Owns pieces, workers and spool; the 
 from __future__ import annotations
 
 import bisect
+import math
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from threading import Condition, Event, Lock, Thread
@@ -23,20 +24,27 @@ from sfn.mapped_memory import map_range
 PIECE_BYTES = 8 << 20
 WINDOW_BYTES = 8 * PIECE_BYTES  # fetched or being fetched, not read yet
 WORKERS = 4  # connections of one side, of which a pair has two: a far server needs several to be kept busy
-NEAR_S = 0.005  # a server that answers sooner keeps one connection busy; more would only have more to repeat
+NEAR_S = 0.01  # a server that answers sooner keeps one connection busy; more would only have more to repeat
 _DIRECT_BYTES = 2 * PIECE_BYTES  # a single read above this is fetched by several connections
+_WRITTEN_BYTES = 1 << 18  # at once
 _LOOK_S = 0.1  # between two looks at the cancel event
 
 Range = tuple[Path, int, int]  # file, first byte, byte after the last
 
 
 class _Piece:
-    """A part of one file. left: bytes of it that are planned to be read and were not yet. turn: place in the plan."""
+    """A part of one file. left: bytes of it that are planned to be read and were not yet. turn: place in the plan.
 
-    __slots__ = ("data", "end", "error", "file", "held", "left", "start", "state", "turn", "writing")
+    run: first byte and byte after the last of what lies with it in one file of the spool; number: its place there.
+    """
 
-    def __init__(self, file: Path, start: int, end: int, turn: int) -> None:
+    __slots__ = (
+        "data", "end", "error", "file", "held", "left", "number", "run", "start", "state", "turn", "writing",
+    )  # fmt: skip
+
+    def __init__(self, file: Path, start: int, end: int, turn: int, run: tuple[int, int], number: int) -> None:
         self.file, self.start, self.end, self.turn = file, start, end, turn
+        self.run, self.number = run, number
         self.left = 0
         self.state = "waiting"  # "waiting", "fetching", "ready", "gone"
         self.held = False  # whether it takes room in the window
@@ -70,6 +78,9 @@ class ReadAhead:
             self._by_file.setdefault(piece.file, []).append(piece)
         for pieces in self._by_file.values():
             pieces.sort(key=lambda piece: piece.start)
+        self._runs: dict[tuple[Path, tuple[int, int]], list[_Piece]] = {}
+        for piece in self._pieces:
+            self._runs.setdefault((piece.file, piece.run), []).append(piece)
         self._starts = {file: [piece.start for piece in pieces] for file, pieces in self._by_file.items()}
         for file, start, end in ranges:
             for piece in self._covering(file, start, end) or ():
@@ -78,8 +89,9 @@ class ReadAhead:
         self._urgent: list[_Piece] = []
         self._held = 0  # bytes of the window in use
         self._spent: deque[_Piece] = deque()  # read, and kept until what they were for is finished
-        self._spool = Spool([(files[p.file], p.start, p.end) for p in self._pieces]) if spool else None
+        self._spool = Spool({(files[p.file], *p.run) for p in self._pieces}, PIECE_BYTES) if spool else None
         self._workers = 0
+        self._latency_s = math.inf
 
     def __enter__(self) -> Self:
         for piece in self._pieces:
@@ -95,7 +107,8 @@ class ReadAhead:
     def _start_others(self, file: RemoteFile) -> None:
         """More workers, once it is known that the server is far."""
         with self._change:
-            if not self._stop.is_set() and file.latency_s > NEAR_S:
+            self._latency_s = min(self._latency_s, file.latency_s)
+            if not self._stop.is_set() and self._latency_s > NEAR_S:
                 while self._workers < min(WORKERS, len(self._pieces)):
                     self._start_worker()
 
@@ -111,7 +124,9 @@ class ReadAhead:
 
     def _reached(self, piece: _Piece) -> int:
         """Bytes of the piece that the spool has."""
-        return 0 if self._spool is None else self._spool.reached(self._files[piece.file], piece.start, piece.end)
+        if self._spool is None:
+            return 0
+        return min(self._spool.reached(self._files[piece.file], piece.run, piece.number), piece.size)
 
     # Reading
 
@@ -127,7 +142,7 @@ class ReadAhead:
         for piece in pieces:
             if not self._wait(piece):
                 return None  # read already, and dropped: whoever reads twice fetches twice
-        found = self._mapped(pieces[0], start, end) if len(pieces) == 1 else None
+        found = self._mapped(pieces, start, end)
         if found is None:
             data = bytearray(end - start)
             for piece in pieces:
@@ -167,23 +182,24 @@ class ReadAhead:
                 self._change.wait(_LOOK_S)
         return True
 
-    def _mapped(self, piece: _Piece, start: int, end: int) -> tuple[object, int] | None:
-        if piece.data is not None or self._spool is None:
+    def _mapped(self, pieces: Sequence[_Piece], start: int, end: int) -> tuple[object, int] | None:
+        """The range as memory over the spool's file, where it lies in one."""
+        run = pieces[0].run
+        if self._spool is None or any(piece.run != run or piece.data is not None for piece in pieces):
             return None
-        with self._spool.opened(self._files[piece.file], piece.start, piece.end) as descriptor:
+        with self._spool.opened(self._files[pieces[0].file], run) as descriptor:
             try:
-                return map_range(descriptor, start - piece.start, end - piece.start)
+                return map_range(descriptor, start - run[0], end - run[0])
             except OSError:
                 return None
 
     def _copy(self, piece: _Piece, start: int, into: memoryview) -> None:
-        at = start - piece.start
         if piece.data is not None:
-            into[:] = memoryview(piece.data)[at : at + len(into)]
+            into[:] = memoryview(piece.data)[start - piece.start : start - piece.start + len(into)]
             return
         assert self._spool is not None
-        with self._spool.opened(self._files[piece.file], piece.start, piece.end) as descriptor:
-            done = 0
+        with self._spool.opened(self._files[piece.file], piece.run) as descriptor:
+            done, at = 0, start - piece.run[0]
             while done < len(into) and (count := os.preadv(descriptor, [into[done:]], at + done)):
                 done += count
         if done < len(into):
@@ -212,9 +228,10 @@ class ReadAhead:
             while self._spent and self._spent[0].turn < turn:
                 dropped.append(self._spent.popleft())
                 dropped[-1].state, dropped[-1].data = "gone", None
-        for piece in dropped:
-            if self._spool is not None:
-                self._spool.drop(self._files[piece.file], piece.start, piece.end)
+        if self._spool is not None:
+            for file, run in dict.fromkeys((piece.file, piece.run) for piece in dropped):
+                if all(piece.state == "gone" for piece in self._runs[file, run]):
+                    self._spool.drop(self._files[file], run)
 
     # Fetching
 
@@ -268,24 +285,29 @@ class ReadAhead:
 
     def _into_spool(self, spool: Spool, file: RemoteFile, piece: _Piece, reached: int) -> bool:
         """Whether the piece lies in the spool now; False where the disk does not take it."""
+        parts: list[bytes] = []
+        waiting = 0
         try:
-            descriptor = spool.append(file, piece.start, piece.end)
+            with spool.writer(file, piece.run, piece.number, piece.start - piece.run[0], reached) as write:
+                try:
+                    for part in file.stream(piece.start + reached, piece.end, self._stop_or_cancel()):
+                        parts.append(part)
+                        waiting += len(part)
+                        if waiting >= _WRITTEN_BYTES:
+                            self._write(piece, write, parts)
+                            waiting = 0
+                finally:
+                    self._write(piece, write, parts)
         except OSError:
             return False
-        try:
-            for part in file.stream(piece.start + reached, piece.end, self._stop_or_cancel()):
-                view = memoryview(part)
-                with piece.writing:
-                    if self._stop.is_set():
-                        raise Cancelled("Reading ended before this piece was there.")
-                    while view:
-                        view = view[os.write(descriptor, view) :]
-        except OSError:
-            spool.drop(file, piece.start, piece.end)
-            return False
-        finally:
-            os.close(descriptor)
         return True
+
+    def _write(self, piece: _Piece, write: Callable[[list[bytes]], None], parts: list[bytes]) -> None:
+        """Let the spool's file grow, unless the reading is over: somebody else may write there then."""
+        with piece.writing:
+            if parts and not self._stop.is_set():
+                write(parts)
+            parts.clear()
 
     def _stop_or_cancel(self) -> Event:
         return _Either(self._stop, self._cancel)
@@ -318,11 +340,11 @@ def _pieces(ranges: Sequence[Range]) -> list[_Piece]:
     for turn, (file, start, end) in enumerate(ranges):
         for first, last in _uncovered(covered.setdefault(file, []), start, end):
             previous = pieces[-1] if pieces else None
-            if previous and (previous.file, previous.end) == (file, first) and last - previous.start <= PIECE_BYTES:
-                previous.end, previous.turn = last, turn
+            if previous and (previous.file, previous.end) == (file, first) and last - previous.run[0] <= PIECE_BYTES:
+                previous.end, previous.turn, previous.run = last, turn, (previous.run[0], last)
                 continue
-            for at in range(first, last, PIECE_BYTES):
-                pieces.append(_Piece(file, at, min(last, at + PIECE_BYTES), turn))
+            for number, at in enumerate(range(first, last, PIECE_BYTES)):
+                pieces.append(_Piece(file, at, min(last, at + PIECE_BYTES), turn, (first, last), number))
         covered[file].append((start, end))
     return pieces
 
