@@ -2,14 +2,18 @@
 
 import streamlit as st
 
-from sfn.ui import asking, columns, columns_view, editing, opening, sweep_view, take_view, views
+from sfn.ui import asking, columns, columns_view, editing, fetching, opening, style, sweep_view, take_view, views
 
 _BESIDE = 24  # a board of at most this many layers leaves room for the recipe and the prompt beside it
 
+on_stage = style.presenter()
 with st.container(horizontal=True, vertical_alignment="center", gap="large", key="title_bar"):
-    st.title("What if A had B's …?", width="content")
+    if not on_stage:
+        st.title("What if A had B's …?", width="content")
     view = views.choose()
+    folded = st.popover("Recipe and prompt") if on_stage else None  # board and answers are what the room looks at
 pair = opening.pair()
+fetching.notice(pair)
 asking.prepare()
 edit = editing.in_force(pair)
 seats = columns.seats(pair, editing.plans(pair, edit), *asking.question(), asking.samples())
@@ -19,7 +23,10 @@ asking.carry_out(pair, seats, blocked=bool(edit.problem))
 beside = pair.n_layers <= _BESIDE
 with views.above():
     editing.draw_presets(pair, edit)
-    if beside:
+    if folded is not None:
+        board_place = st.container()
+        recipe_place = prompt_place = folded
+    elif beside:
         board_place, recipe_place = st.columns([3, 2], gap="medium")
         prompt_place = recipe_place
     else:
