@@ -267,11 +267,10 @@ class HubFiles:
 
 def _bar(add: Callable[[int], None] | None) -> type:
     """A progress bar that shows nothing and tells `add` what arrived."""
-    from tqdm import tqdm
+    from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):  # type: ignore[type-arg]
         def __init__(self, *given: object, **named: object) -> None:
-            named.pop("name", None)
             super().__init__(*given, **{**named, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
