@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from huggingface_hub import constants
 
 from sfn import checkpoints, pairs, recipes, surgery
 from tests.hub_upload_server import UploadHub
@@ -143,6 +144,7 @@ def test_upload_to_a_hub_on_this_machine(visit, bench, monkeypatch: pytest.Monke
     with UploadHub() as hub:
         hub.tokens["hf_pagesecret"] = "someone"
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         app = visit("merge", **TAKE)
         button(app, "take_start").click().run()
         settled(app, bench)
