@@ -52,6 +52,8 @@ def open(backend: str, pair: Pair, *, device: str | None = None, dtype: str | No
     Raises EngineError for a backend that does not exist or cannot run here, or a model that is not on this machine yet,
     InstallError for packages that clash.
     """
+    if backend not in BACKENDS:
+        raise EngineError(f'There is no engine "{backend}"; there are {" and ".join(BACKENDS)}.')
     for side in (pair.a, pair.b):
         if side.missing_bytes:
             raise EngineError(
@@ -65,8 +67,6 @@ def open(backend: str, pair: Pair, *, device: str | None = None, dtype: str | No
             f"A ({pair.a.label}) is stored as 8-bit codes, and vLLM would keep them so. Take the engine transformers; "
             "or write a merge of all A to a folder, which is plain, and open that."
         )
-    if backend not in BACKENDS:
-        raise EngineError(f'There is no engine "{backend}"; there are {" and ".join(BACKENDS)}.')
     found = next(b for b in available() if b.name == backend)
     if not found.ok:
         raise EngineError(found.reason)
