@@ -285,6 +285,20 @@ def test_towers_and_experts(hub: Hub, tmp_path: Path) -> None:
     same(checkpoints.open("org/moe"), checkpoints.open(tmp_path / "moe"))
 
 
+def test_fused_experts(hub: Hub, tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        drawn = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
+        tensors = {"model.layers.0.mlp.experts.gate_up_proj": drawn, "model.layers.0.mlp.gate.weight": drawn[0].clone()}
+        hub.add(f"org/{name}", write_checkpoint(tmp_path / name, tensors, {}, with_tokenizer=False))
+    far = pairs.compare(*pairs.open_both("org/a", "org/b"))
+    with far.read_ahead([row.name for row in far.rows]):
+        found = list(delta.scan(far))
+    assert found == list(delta.scan(pairs.compare(*pairs.open_both(tmp_path / "a", tmp_path / "b"))))
+    assert {one.shape for one in found} == {(4, 8, 16), (8, 16)}
+    name = "model.layers.0.mlp.experts.gate_up_proj"  # one expert is one row
+    assert torch.equal(far.read_rows("B", name, 2, 3)[0], checkpoints.open(tmp_path / "b").read(name)[2])
+
+
 def test_160_shards(hub: Hub, tmp_path: Path) -> None:
     folder = write_checkpoint(
         tmp_path / "m", {f"model.layers.{n}.self_attn.o_proj.weight": torch.full((2, 2), n) for n in range(160)}, {},
