@@ -495,7 +495,9 @@ class _HubHandler(_Handler):
 
 def _tags(repo: Repo) -> list[str]:
     files = repo.commits[next(reversed(repo.commits))] if repo.commits else {}
-    tags = ["transformers", "text-generation"]
+    based = repo.card.get("base_model") or ()
+    bases = [based] if isinstance(based, str) else based
+    tags = ["transformers", "text-generation", *(f"base_model:finetune:{base}" for base in bases)]
     return tags + (["safetensors"] if any(path.endswith(".safetensors") for path in files) else [])
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sfn.pairs import Pair
     from sfn.recipes import Place, Plan
     from sfn.records import Generation, HistogramForm, Question
+    from sfn.store import SavedPair
     from sfn.sweeps import Grid, Reading, Sweep
     from sfn.ui.board import Row
     from sfn.workbench import Workbench
@@ -32,6 +33,7 @@ _lock = threading.Lock()
 _plans: OrderedDict[tuple[str, str], Plan] = OrderedDict()  # (pair key, recipe), the one asked for last at the end
 _MOST_PLANS = 64
 _plans_lock = threading.Lock()
+_MOST_RECENT = 30
 _NEWEST = 5000  # answers that the filters of the History page are made from
 
 
@@ -74,6 +76,16 @@ def bundled_folders() -> tuple[str, str]:
 
     a, b = demo.folders()
     return str(a), str(b)
+
+
+def recent_pairs() -> list[SavedPair]:
+    """`Store.pairs`, at most the newest of them; asked once a second at most, since a picker asks at every letter."""
+    return _recent_pairs(str(workbench().store.path), int(time.monotonic()))
+
+
+@st.cache_data(max_entries=2, show_spinner=False)
+def _recent_pairs(path: str, second: int) -> list[SavedPair]:
+    return workbench().store.pairs()[:_MOST_RECENT]
 
 
 def _stamp(folder: str) -> tuple[object, ...]:

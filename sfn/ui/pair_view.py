@@ -1,4 +1,6 @@
-"""What the page "Pair" is made of: choosing the two models, their comparison, and what differs."""
+"""What the page "Pair" is made of beside its chooser: how the two fit, what can be done with them and what it takes,
+what they are and how they differ. Choosing is `pair_cards`' and `pair_picker`'s.
+"""
 
 from __future__ import annotations
 
@@ -7,77 +9,117 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from sfn.ui import cached, failures, opening, state, words
+from sfn import hub
+from sfn.ui import asked, failures, opening, pair_cards, pair_picker, state, words
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
 
-_BUNDLED, _FOLDERS = "the bundled pair", "two local folders"
+_CARDS, _PICKER = "the paper's pairs", "any two models"
 _KIND = "_pair_kind"
-_FIELDS = {"a": "_folder_a", "b": "_folder_b"}
-_LABELS = {"a": "Folder of model A, the base", "b": "Folder of model B, fine-tuned from A"}
+_POLL_S = 1.0
+_MOVED_FRESH_S = 120.0
 _TITLES = {
     "stop": ("Stops a merge", ":material/block:"),
     "limit": ("Limits what can be done", ":material/warning:"),
     "note": ("Worth knowing", ":material/info:"),
 }
+_VERDICTS = {
+    "yes": ("check", "can"),
+    "partly": ("contrast", "in part"),
+    "after download": ("download", "after a download"),
+    "no": ("block", "cannot"),
+}
 
 
 def chooser() -> None:
-    """Choose the pair. Ends the run with a sentence per side where a folder cannot be used."""
-    chosen = bool(state.get("a") or state.get("b"))
-    st.session_state.setdefault(_KIND, _FOLDERS if chosen else _BUNDLED)
-    if chosen:
-        st.session_state[_KIND] = _FOLDERS
-    kind = st.segmented_control(
-        "Models", [_BUNDLED, _FOLDERS], key=_KIND, on_change=_switch, label_visibility="collapsed", required=True
-    )
-    if kind == _BUNDLED:
-        st.caption(
-            "A toy of 1.4 million parameters each, trained for this app: A answers at once, B thinks first. "
-            "It speaks about sums with numbers up to 99 and a few small stories, and about nothing else."
-        )
+    """Choose the pair. Ends the run with a sentence where a side is missing or cannot be used."""
+    a, b = state.get("a"), state.get("b")
+    st.session_state.setdefault(_KIND, _CARDS if pair_cards.is_card(a, b) else _PICKER)
+    kind = st.segmented_control("Models", [_CARDS, _PICKER], key=_KIND, label_visibility="collapsed", required=True)
+    if kind == _CARDS:
+        pair_cards.draw()
         return
-    _folders()
-
-
-def _switch() -> None:
-    if st.session_state[_KIND] == _BUNDLED:
-        state.put("a", "")
-        state.put("b", "")
-
-
-def _folders() -> None:
-    given = dict(zip(_FIELDS, opening.folders(), strict=True))
-    with st.form("folders", border=False):
-        places = st.columns(2)
-        problems = []
-        for (name, key), place in zip(_FIELDS.items(), places, strict=True):
-            st.session_state.setdefault(key, given[name])
-            place.text_input(_LABELS[name], key=key, placeholder="/models/Qwen2.5-Math-1.5B")
-            problem = cached.folder_problem(given[name])
-            if problem:
-                problems.append(problem)
-                with place:
-                    failures.sentence(problem)
-        st.form_submit_button("Compare", on_click=_take)
-    if problems:
+    pair_picker.draw()
+    if missing := opening.incomplete():
+        st.caption(failures.escaped(missing))
+        st.stop()
+    if pair_picker.problems(a, b):
         st.stop()
 
 
-def _take() -> None:
-    for name, key in _FIELDS.items():
-        state.put(name, st.session_state[key].strip())
-
-
 def fit(pair: Pair) -> None:
-    """The comparison in one sentence: how much can be done with this pair."""
+    """The comparison in one sentence: how much can be done with this pair; and whether a branch has moved on."""
     comparable, movable = sum(row.comparable for row in pair.rows), sum(row.movable for row in pair.rows)
     stops = [finding for finding in pair.findings if finding.severity == "stop"]
-    said = f"<b>{comparable} of {len(pair.rows)}</b> tensors can be compared, <b>{movable}</b> moved from B into A."
+    names = " → ".join(html.escape(side.label) for side in (pair.a, pair.b))
+    many = f"<b>{comparable} of {len(pair.rows)}</b> tensors can be compared, <b>{movable}</b> moved from B into A"
+    said = f"{names}: {many}."
     if stops:
         said += f" These two cannot be merged: {html.escape(stops[0].sentence)}"
     st.html(f'<p class="sfn-fit">{said}</p>')
+    _filling_in(_moved, pair)
+
+
+def _filling_in(draw: object, pair: Pair) -> None:
+    """Draw what waits for an answer of the Hub or of this machine, again until it is there."""
+    busy = asked.busy()
+    st.fragment(_once_there, run_every=_POLL_S if busy else None)(draw, pair, busy)
+
+
+def _once_there(draw: object, pair: Pair, was_busy: bool) -> None:
+    with failures.shown():
+        draw(pair)
+        if was_busy and not asked.busy():
+            st.rerun()
+
+
+def _moved(pair: Pair) -> None:
+    """Where a branch has moved on since the commit that is open: say so, and offer the new one."""
+    for letter, side in (("a", pair.a), ("b", pair.b)):
+        found = hub.meant(state.get(letter))
+        if found is None or not found.fixed:
+            continue
+        revision = opening.revision_of(state.get(letter))
+        known = asked.listing(found.repo, revision, _MOVED_FRESH_S).value
+        if known is None or known[0].offline or known[0].commit == side.revision:
+            continue
+        now, branch = known[0].commit, revision or "the default branch"
+        said = f"{letter.upper()} is commit {str(side.revision)[:10]} of {found.repo}; {branch} is at {now[:10]} now."
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(failures.escaped(said), width="content")
+            st.button(
+                "Take the new commit",
+                key=f"take_new_{letter}",
+                on_click=state.put,
+                args=(letter, f"{found.repo}@{now}"),
+            )
+
+
+def abilities(pair: Pair) -> None:
+    """What each stethoscope can do with this pair on this machine, and what not, with the reason."""
+    st.subheader("What can be done with it")
+    _filling_in(_abilities, pair)
+
+
+def _abilities(pair: Pair) -> None:
+    here = asked.machine()
+    if here.value is None:
+        st.caption(failures.escaped(here.error) or "Looking at this machine …")
+        return
+    from sfn.abilities import abilities as found
+
+    lines = []
+    for one in found(pair, here.value):
+        icon, said = _VERDICTS[one.verdict]
+        lines.append(
+            f'<div class="sfn-ability sfn-{icon}"><b>{html.escape(one.what)}</b><span>{said}</span>'
+            f"<div>{html.escape(one.sentence)}</div></div>"
+        )
+    st.html("".join(lines))
+    memory = f"{words.size(here.value.memory_bytes)} of memory"
+    gpu = f", a GPU of {words.size(here.value.gpu_bytes)}" if here.value.gpu_bytes else ", no NVIDIA GPU"
+    st.caption(f"This machine: {memory}{gpu}, {words.size(here.value.hub_free_bytes)} free where models are kept.")
 
 
 def summary(pair: Pair) -> None:

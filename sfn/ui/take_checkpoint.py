@@ -5,7 +5,6 @@ Draws the two blocks and follows their jobs; the work is the workbench's.
 
 from __future__ import annotations
 
-import contextlib
 import html
 import re
 from pathlib import Path
@@ -144,7 +143,6 @@ def _draw_upload(pair: Pair, plan: Plan, folder: Path, job: Job | None) -> None:
         place = html.escape(job.result.url)
         st.html(f'<div class="sfn-line">Uploaded to <a href="{place}" target="_blank">{place}</a></div>')
         return
-    _offer_secret()
     st.session_state.setdefault(_PRIVATE, True)
     st.text_input(
         "Name of the new repo", key=_REPO, placeholder=f"organisation/{suggested_name(pair, plan)}",
@@ -163,12 +161,6 @@ def _draw_upload(pair: Pair, plan: Plan, folder: Path, job: Job | None) -> None:
 
 _WITH_TOKEN = "With the account of this machine's token."
 _WITHOUT_TOKEN = "Needs a token that may write: `hf auth login`, HF_TOKEN, or Streamlit's secrets."
-
-
-def _offer_secret() -> None:
-    """A token in Streamlit's secrets counts where neither the environment nor `hf auth login` has one."""
-    with contextlib.suppress(FileNotFoundError, KeyError):  # no secrets at all, or none of this name
-        hub.offer_token(str(st.secrets["HF_TOKEN"]))
 
 
 def _upload(folder: Path) -> None:

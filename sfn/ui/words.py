@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 
 
 def count(number: int) -> str:
@@ -57,6 +58,11 @@ def waiting(front: int, background: int) -> str:
 def recipe(text: str | None) -> str:
     """A recipe in words where it has none."""
     return "not known" if text is None else text or "all A"
+
+
+def model(name: str) -> str:
+    """A folder or a model on the Hub as people read it: a commit is cut to ten digits."""
+    return re.sub(r"@([0-9a-f]{10})[0-9a-f]{30}$", r"@\1", name)
 
 
 def chip(text: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import streamlit as st
+from huggingface_hub import constants
 from streamlit.testing.v1 import AppTest
 
 from sfn import workbench
@@ -25,7 +27,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[workbench.Workbench]:
-    """The workbench of this process, on an empty results database."""
+    """The workbench of this process, on an empty results database, without the Hub unless `hub` is there too."""
+    if not os.environ.get("HF_ENDPOINT", "").startswith("http://127.0.0.1"):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setenv("SFN_CACHE", str(tmp_path / "cache"))
     workbench.close()
     st.cache_resource.clear()  # pairs that the jobs of another test opened; `cache_data` is keyed by content

@@ -1,4 +1,4 @@
-"""Pair: two folders side by side, a clear error per side, the way on to Delta."""
+"""Pair: two folders side by side, a clear error per side, cards, and choosing one by one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from tests.builders import tiny_qwen2
 
 def html(app) -> str:
     return "\n".join(element.proto.body for element in app.main.get("html"))
+
+
+def take(app, name: str):
+    """Click the offer of this model."""
+    button = next(one for one in app.button if (one.key or "").startswith("take_") and one.key.endswith(f"_{name}"))
+    return button.click().run()
 
 
 def test_two_folders_are_compared_in_words(visit):
@@ -33,11 +39,11 @@ def test_each_side_has_its_own_error(visit, folders):
     assert "/no/such/folder" in errors[0]
 
 
-def test_folders_that_are_typed_become_the_pair(visit, folders, tmp_path):
+def test_folders_that_are_pasted_become_the_pair(visit, folders, tmp_path):
     other = str(tiny_qwen2(tmp_path / "third", 3))
     app = visit()
-    app.text_input(key="_folder_b").set_value(other)
-    app.button(key="FormSubmitter:folders-Compare").click().run()
+    app.text_input(key="find_b").set_value(other).run()
+    take(app, other)
     assert not app.exception
     assert "third" in html(app)
     assert app.query_params["b"] in (other, [other])
@@ -47,12 +53,13 @@ def test_the_bundled_pair_is_chosen_where_the_address_names_none(visit):
     app = visit(a=None, b=None)
     assert not app.exception
     assert "a" not in app.query_params
-    assert any("toy" in caption.value for caption in app.caption)
+    assert "a toy" in html(app)
 
 
 def test_back_to_the_bundled_pair(visit):
     app = visit()
-    app.button_group(key="_pair_kind").set_value("the bundled pair").run()
+    app.button_group(key="_pair_kind").set_value("the paper's pairs").run()
+    app.button(key="choose_bundled").click().run()
     assert not app.exception
     assert "a" not in app.query_params
     assert demo.folders()[0].name in html(app)
