@@ -12,7 +12,7 @@ import streamlit as st
 
 from sfn.errors import SfnError
 from sfn.figures import FIGURES
-from sfn.ui import cached, failures, plots, scanning, state, tensor_view, words
+from sfn.ui import cached, failures, opening, plots, scanning, state, tensor_view, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,7 @@ _POLL_S = 0.8
 _CLICKED = "_board_clicked"  # names that the chart's selection held when it was last read
 _CHART = "delta_board"
 _GRID_COLUMNS = 3
+_MODULES, _LAYERS = "_scan_modules", "_scan_layers"
 
 
 def draw(pair: Pair) -> None:
@@ -39,6 +40,7 @@ def _body(pair: Pair, was_running: bool) -> None:
             st.rerun()  # once, so that the polling ends
         figure, log, part = _choices(pair)
         _scan_row(pair, progress)
+        _failure(progress.job)
         deltas = cached.delta_table(pair.key, progress.measured)
         board = cached.board(pair, progress.measured, part)
         _heatmap(board, figure, log)
@@ -69,40 +71,91 @@ def _choices(pair: Pair) -> tuple[str, bool, str]:
 
 
 def _scan_row(pair: Pair, progress: scanning.Progress) -> None:
-    """One row of fixed height: progress and cancel while it runs, else what is there or the button that starts it."""
+    """One row of fixed height: progress and cancel while it runs, else what is there and what more can be measured."""
     with st.container(height=52, border=False):
-        left, right = st.columns([5, 1], vertical_alignment="center")
+        left, middle, right = st.columns([5, 1.6, 1], vertical_alignment="center")
         job = progress.job
         if progress.running and job is not None:
             left.progress(
                 job.share,
-                text=f"Measuring · {progress.measured} of {progress.wanted} tensors · {words.eta(job.eta_s)}",
+                text=f"Measuring · {progress.measured} of {progress.wanted} tensors · {opening.moving(job)}",
             )
-            right.button("Cancel", on_click=_cancel, args=(job.id,), key="cancel_scan")
-        elif progress.missing:
-            why = "" if job is None else f"The scan {_ended(job)}. "
-            left.markdown(
-                f"{failures.escaped(why)}{progress.measured} of {progress.wanted} tensors are measured; "
-                f"the rest means reading at most {scanning.cost(pair)}."
-            )
-            right.button("Measure", type="primary", on_click=_start, args=(pair,), key="start_scan")
-        else:
+            right.button("Cancel", on_click=opening.cancel, args=(job.id,), key="cancel_scan")
+            return
+        if not progress.missing:
             left.caption(f"{progress.wanted} tensors measured, kept in the results database.")
+            return
+        choice = scanning.chosen()
+        missing = progress.left(choice.rows(pair))
+        ended = _ended(job)
+        left.markdown(failures.escaped(f"{ended}{_what_is_there(pair, progress, choice)}"))
+        with middle.popover(choice.label, width="stretch", icon=":material/checklist:", help="What to measure"):
+            _choose(pair, progress)
+        right.button(
+            "Go on" if ended else "Measure", type="primary", on_click=_start, args=(pair,), key="start_scan",
+            disabled=not missing, width="stretch",
+        )  # fmt: skip
 
 
-def _ended(job: Job) -> str:
-    return {"failed": f"failed: {job.error}", "cancelled": "was cancelled"}.get(job.state, "ended")
+def _choose(pair: Pair, progress: scanning.Progress) -> None:
+    """Modules and layers to measure, with the bytes that this reads."""
+    choice = scanning.chosen()
+    quick = st.container(horizontal=True, gap="small")
+    quick.button("Everything", key="scan_all", on_click=state.put, args=("scan", ""))
+    if any(row.part.module == "o_proj" for row in pair.rows):
+        quick.button("Only o_proj", key="scan_o_proj", on_click=state.put, args=("scan", "o_proj"))
+    st.session_state[_MODULES] = [row for row in choice.modules if row in pair.modules]
+    st.multiselect("Modules", pair.modules, key=_MODULES, placeholder="all modules", on_change=_chosen, args=(pair,))
+    if pair.n_layers > 1:
+        last = pair.n_layers - 1
+        first, end = choice.layers or (0, last)
+        st.session_state[_LAYERS] = (min(first, last), min(end, last))
+        st.slider("Layers", 0, last, key=_LAYERS, on_change=_chosen, args=(pair,))
+    rows = choice.rows(pair)
+    missing = progress.left(rows)
+    there = len(rows) - len(missing)
+    st.caption(
+        failures.escaped(
+            f"{words.many(len(rows), 'tensor')}, {there} of them measured; the others mean reading "
+            f"{scanning.cost(pair, missing)}."
+        )
+    )
+
+
+def _chosen(pair: Pair) -> None:
+    layers = st.session_state.get(_LAYERS)
+    whole = layers is None or tuple(layers) == (0, pair.n_layers - 1)
+    state.put("scan", str(scanning.Choice(tuple(st.session_state[_MODULES]), None if whole else tuple(layers))))
+
+
+def _what_is_there(pair: Pair, progress: scanning.Progress, choice: scanning.Choice) -> str:
+    rows = choice.rows(pair)
+    missing = progress.left(rows)
+    there = f"{progress.measured} of {progress.wanted} tensors are measured"
+    if not rows:
+        return f"{there}; this pair has nothing of {choice.label}."
+    if not missing:
+        return f"{there}, {choice.label} among them."
+    what = "the rest" if choice.everything else choice.label
+    return f"{there}; {what} means reading {scanning.cost(pair, missing)}."
+
+
+def _ended(job: Job | None) -> str:
+    if job is None or job.state not in ("failed", "cancelled"):
+        return ""
+    return "Cancelled; " if job.state == "cancelled" else "Stopped; "
+
+
+def _failure(job: Job | None) -> None:
+    """Why the scan stopped, in its own place: the reason may be long, and have a page that helps."""
+    if job is not None and job.state == "failed":
+        failures.failure(job.failure or SfnError(job.error))
 
 
 def _start(pair: Pair) -> None:
-    cached.workbench().scan(pair, state.browser())
-
-
-def _cancel(number: int) -> None:
-    try:
-        cached.workbench().jobs.cancel(number, state.browser())
-    except SfnError as error:
-        st.toast(failures.escaped(str(error)))
+    choice = scanning.chosen()
+    names = None if choice.everything else [row.name for row in choice.rows(pair)]
+    cached.workbench().scan(pair, state.browser(), names)
 
 
 def _heatmap(board: pd.DataFrame, figure: str, log: bool) -> None:

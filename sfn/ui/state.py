@@ -134,14 +134,15 @@ _DELTA = ("delta",)
 _HISTORY = ("history",)
 
 PARAMETERS: tuple[Parameter, ...] = (
-    Parameter("a", "folder of model A", "", text(4096)),
-    Parameter("b", "folder of model B", "", text(4096)),
+    Parameter("a", "model A", "", text(4096)),
+    Parameter("b", "model B", "", text(4096)),
     Parameter("figure", "figure", "l2_shift", one_of(*FIGURES), _DELTA),
     Parameter("scale", "scale", "linear", one_of(*SCALES), _DELTA),
     Parameter("part", "part of a module", "weight", one_of(*PARTS), _DELTA),
     Parameter("form", "form of the relative change", "script", one_of(*FORMS), _DELTA),
     Parameter("every", "step between layers", 0, number(int, 0, 1000), _DELTA),
     Parameter("tensor", "tensor", "", text(500), _DELTA),
+    Parameter("scan", "what to measure", "", text(2000), _DELTA),
     Parameter("recipe", "recipe", "", text(), _MERGE),
     Parameter("view", "view", "answers", one_of(*VIEWS), _MERGE),
     Parameter("columns", "columns", "", columns, _MERGE),

@@ -98,3 +98,42 @@ def test_what_is_seen_is_said_in_words_with_a_warning(visit, bench):
 def test_the_form_in_use_is_named(visit, bench):
     app = measured(visit, bench, form="paper", tensor=TENSOR)
     assert "(w_B − w_A) / w_A" in json.dumps(charts(app), ensure_ascii=False)
+
+
+def test_only_chosen_modules_are_measured_and_the_address_says_which(visit, bench, folders, monkeypatch):
+    monkeypatch.setattr(scanning, "_SMALL_BYTES", 0)
+    app = visit("delta")
+    app.button(key="scan_o_proj").click().run()
+    assert app.query_params["scan"] in ("o_proj", ["o_proj"])
+    app.button(key="start_scan").click().run()
+    finish_scan(bench)
+    app.run()
+    assert not app.exception
+    with checkpoints.open(folders[0]) as a, checkpoints.open(folders[1]) as b:
+        pair = pairs.compare(a, b)
+    assert {one.module for one in bench.store.deltas(pair.key)} == {"o_proj"}
+    assert any("o_proj only among them" in element.value.replace("\\", "") for element in app.markdown)
+    assert app.button(key="start_scan").disabled
+
+
+def test_a_choice_is_the_same_after_it_was_written():
+    for text in ("", "o_proj", "o_proj,v_proj@0-9", "@5-5"):
+        assert str(scanning.Choice.parse(text)) == text
+    assert scanning.Choice.parse("o_proj@3") == scanning.Choice(("o_proj",), (3, 3))
+    assert scanning.Choice.parse("@x") == scanning.Choice()
+
+
+def test_layers_of_a_choice_leave_out_what_stands_in_none(visit, folders):
+    with checkpoints.open(folders[0]) as a, checkpoints.open(folders[1]) as b:
+        pair = pairs.compare(a, b)
+    rows = scanning.Choice.parse("@1-1").rows(pair)
+    assert rows
+    assert {row.part.layer for row in rows} == {1}
+
+
+def test_a_choice_that_the_pair_lacks_is_told(visit, monkeypatch):
+    monkeypatch.setattr(scanning, "_SMALL_BYTES", 0)
+    app = visit("delta", scan="nothing_proj@7")
+    assert not app.exception
+    assert any("has nothing of" in element.value for element in app.markdown)
+    assert app.button(key="start_scan").disabled
