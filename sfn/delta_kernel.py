@@ -93,7 +93,8 @@ def _sort(a, b, n, short, out):
         # How far float32 may be off, and by how much the scripts' form is nearer to 0: |r| 1e-8 / |a|.
         doubt = np.float32(1e-4) + np.float32(1.1e-6) * abs(inverse)
         clear = (over > doubt) & (over < np.float32(1) - doubt)
-        clear |= (abs(hundredths) > np.float32(101.5)) & (size > np.float32(1e-30))
+        # Where |a| is hardly more than 1e-8, the two forms may be far apart.
+        clear |= (abs(hundredths) > np.float32(101.5)) & (size > np.float32(1e-5))
         whole = np.floor(hundredths + np.float32(0.5))
         # Both products are exact in float32 where elements are short, but for r within a rounding of -1: the same bin.
         exact = short & (shift * np.float32(100) == whole * x) & (abs(whole) <= np.float32(100))

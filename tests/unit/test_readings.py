@@ -9,7 +9,7 @@ import torch
 from sfn import delta
 from sfn.errors import PairError
 from sfn.readings import aggregate, sentence
-from tests.unit.test_delta import measure
+from tests.unit.test_delta_exact import measure
 
 FIGURES = ("l2_shift", "rms_shift", "relative_shift", "cosine", "changed_share", "max_abs_shift")
 

@@ -1,6 +1,7 @@
 """Figures and histograms of one tensor pair, against float64 NumPy written without regard to speed."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -143,6 +144,32 @@ def test_squares_that_float32_cannot_hold():
     check(a.bfloat16(), b.bfloat16(), 1000)
 
 
+def test_differences_that_float16_cannot_hold():
+    a, b = torch.full((5000,), 6e4, dtype=torch.float16), torch.full((5000,), -6e4, dtype=torch.float16)
+    check(a, b, 5000)
+    assert measure(a, b).max_abs_shift == 120_000  # float16 ends at 65,504
+    check(torch.full((1000,), 3e38).bfloat16(), torch.full((1000,), -3e38).bfloat16(), 1000)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e-8, 1e-6, 1e-3, 1e3, 1e12, 1e30])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=lambda d: CODES[d])
+def test_elements_of_any_size(dtype, size):
+    """Also where |a| is no larger than the 1e-8 of the scripts' form, or all of it lies outside float32's middle."""
+    a, b = pair_of(torch.float32, torch.float32, 30_000, seed=5)
+    a, b = (a * size).to(dtype), (b * size).to(dtype)
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    check(a, b, int((a.view(bits) != b.view(bits)).sum()))
+
+
+def test_steps_of_a_few_units_in_the_last_place():
+    """As in a fine-tuned bfloat16 model: most ratios are short fractions, many of them edges of bins."""
+    generator = torch.Generator().manual_seed(6)
+    a = (torch.randn(200_000, generator=generator) * 0.02).bfloat16()
+    steps = torch.randint(-6, 7, (200_000,), generator=generator, dtype=torch.int16)
+    b = (a.view(torch.int16) + steps).view(torch.bfloat16)
+    check(a, b, int((steps != 0).sum()))
+
+
 def test_denormal_elements():
     for tiny, dtype in ((1e-44, torch.float32), (1e-40, torch.bfloat16), (1e-7, torch.float16)):
         a = torch.tensor([tiny, -tiny, tiny * 3], dtype=dtype)
@@ -197,6 +224,16 @@ def test_result_does_not_depend_on_the_blocks():
     assert measure(a, b, block=1999) == whole
     uneven = delta.measure(whole.name, [a], b.split(5000), shape=tuple(a.shape), dtypes=("BF16", "BF16"))
     assert uneven == whole
+
+
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_result_does_not_depend_on_the_threads(cores, monkeypatch):
+    a, b = pair_of(torch.bfloat16, torch.bfloat16, 2_000_000, seed=4)
+    whole = measure(a, b)
+    monkeypatch.setattr(delta, "_cores", lambda: cores)
+    with ThreadPoolExecutor(cores) as threads:
+        monkeypatch.setattr(delta, "_threads", lambda: threads)
+        assert measure(a, b) == whole
 
 
 @settings(max_examples=60, deadline=None)
