@@ -17,8 +17,8 @@ FLOORS = (
     {"headers", "fingerprints", "readings", "shards", "folders", "hub", "tensors", "computed", "scales", "adapters"},
     {"checkpoints", "folder_writer"},
     {"differences", "tokenizer_differences", "merged_config", "pairs", "facts", "needs"},
-    {"delta_kernel", "recipes"},
-    {"delta", "model_card"},
+    {"delta_kernel", "modality_kernel", "recipes"},
+    {"delta", "modality", "model_card"},
     {"tables", "charts", "surgery", "sweeps"},
     {"demo", "engines", "store"},
     {"jobs", "lookups", "abilities", "engine_queue"},
@@ -38,6 +38,7 @@ HEAVY = {"torch", "transformers", "vllm", "tokenizers", "numba"}
 # Modules that import a heavy package when they are imported; so they are themselves imported inside functions alone.
 HEAVY_MODULES = {
     "sfn.delta_kernel",
+    "sfn.modality_kernel",
     "sfn.engines.transformers_engine",
     "sfn.engines.draw",
     "sfn.engines.layout",
