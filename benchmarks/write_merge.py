@@ -47,8 +47,11 @@ def tensor_shapes(layers: int, hidden: int, intermediate: int, kv: int, vocab: i
     return shapes
 
 
-def make_side(folder: Path, seed: int, shape: tuple[int, int, int, int, int]) -> Path:
-    """One checkpoint: random bfloat16 weights (one draw of 16 M elements, repeated), config, tokenizer."""
+def make_side(folder: Path, seed: int, shape: tuple[int, int, int, int, int], *, near: int | None = None) -> Path:
+    """One checkpoint: random bfloat16 weights (one draw of 16 M elements, repeated), config, tokenizer.
+
+    `near`: the seed of another side, whose weights these are but for a small change of most, as after a fine-tuning.
+    """
     import torch
 
     from sfn import demo
@@ -66,8 +69,12 @@ def make_side(folder: Path, seed: int, shape: tuple[int, int, int, int, int]) ->
         "layer_types": ["full_attention"] * layers,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    torch.manual_seed(seed)
-    drawn = torch.randn(1 << 24).mul_(0.02).to(torch.bfloat16)
+    torch.manual_seed(seed if near is None else near)
+    drawn = torch.randn(1 << 24).mul_(0.02)
+    if near is not None:
+        torch.manual_seed(seed)
+        drawn += torch.randn(1 << 24).mul_(5e-4)
+    drawn = drawn.to(torch.bfloat16)
     drawn[drawn == 0] = 1e-3  # no -0.0, which mergekit does not keep
     block = memoryview(drawn.view(torch.uint8).numpy())
     shapes = tensor_shapes(*shape)

@@ -31,33 +31,42 @@ _NEGATIVE, _NEAR, _SAME, _ZERO, _EXACT, _FURTHER, _SORTS = 256, 512, 513, 514, 5
 _FAST = {"reassoc", "contract", "nsz"}  # sums may be taken in lanes; NaN and infinity keep their meaning
 
 
+@njit(nogil=True, cache=True)
+def _value(bits, i):
+    """The float32 of which bits[i] are the first bits."""
+    return np.uint32(np.uint32(bits[i]) << np.uint32(32 - 8 * bits.itemsize)).view(np.float32)
+
+
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _widen(bits, table, out):
-    """Stored bits as float32: what the table says of each, or, where it is empty, as the first bits of a float32."""
+    """Stored bits as those of a float32: what the table says of each, or, where it is empty, they as its first."""
     if len(table):
+        words = table.view(np.uint32)
         for i in range(len(bits)):
-            out[i] = table[bits[i]]
+            out[i] = words[bits[i]]
     else:
-        words = out.view(np.uint32)
-        left = np.uint32(32 - 8 * bits.itemsize)
         for i in range(len(bits)):
-            words[i] = np.uint32(bits[i]) << left
+            out[i] = np.uint32(bits[i]) << np.uint32(32 - 8 * bits.itemsize)
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _sums(a, b, n):
-    """Sum of (b - a)^2, a^2, b^2 and a b, and the largest |b - a|: all in float64."""
+    """Sum of (b - a)^2, a^2, b^2 and a b, and the largest |b - a|, all in float64; how many have other bits."""
     shifts = squares_a = squares_b = products = 0.0
     largest = np.int64(0)  # the bits of a number: those of numbers >= 0 are ordered as the numbers are
+    changed = 0
+    left_a, left_b = np.uint32(32 - 8 * a.itemsize), np.uint32(32 - 8 * b.itemsize)
     for i in range(n):
-        x, y = np.float64(a[i]), np.float64(b[i])
+        changed += a[i] != b[i]
+        x = np.float64(np.uint32(np.uint32(a[i]) << left_a).view(np.float32))
+        y = np.float64(np.uint32(np.uint32(b[i]) << left_b).view(np.float32))
         shift = y - x
         shifts += shift * shift
         squares_a += x * x
         squares_b += y * y
         products += x * y
         largest = max(largest, np.float64(abs(shift)).view(np.int64))
-    return shifts, squares_a, squares_b, products, largest
+    return shifts, squares_a, squares_b, products, np.int64(largest).view(np.float64), changed
 
 
 @njit(nogil=True, cache=True)
@@ -74,34 +83,35 @@ def _moved(a, b, n):
     """Places where the values differ, NaN being equal to NaN: for sides of different dtype."""
     count = 0
     for i in range(n):
-        count += (a[i] != b[i]) & ((a[i] == a[i]) | (b[i] == b[i]))
+        x, y = _value(a, i), _value(b, i)
+        count += (x != y) & ((x == x) | (y == y))
     return count
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def _sort(a, b, n, short, out):
     """What each element is, see _NEGATIVE and the others; `short`: none has more than the 8 bits of a bfloat16."""
+    left_a, left_b = np.uint32(32 - 8 * a.itemsize), np.uint32(32 - 8 * b.itemsize)
     for i in range(n):
-        x = a[i]
-        shift = b[i] - x
-        size = abs(x)
+        x = np.uint32(np.uint32(a[i]) << left_a).view(np.float32)
+        shift = np.uint32(np.uint32(b[i]) << left_b).view(np.float32) - x
         inverse = np.float32(1) / x
         hundredths = (shift * inverse) * np.float32(100)  # of r in the paper's form
         hundredths = min(max(hundredths, np.float32(-102)), np.float32(102))
-        below = np.floor(hundredths)
-        over = hundredths - below
-        # How far float32 may be off, and by how much the scripts' form is nearer to 0: |r| 1e-8 / |a|.
-        doubt = np.float32(1e-4) + np.float32(1.1e-6) * abs(inverse)
-        clear = (over > doubt) & (over < np.float32(1) - doubt)
-        # Where |a| is hardly more than 1e-8, the two forms may be far apart.
-        clear |= (abs(hundredths) > np.float32(101.5)) & (size > np.float32(1e-5))
         whole = np.floor(hundredths + np.float32(0.5))
+        over = hundredths - whole
+        # How far float32 may be off, and by how much the scripts' form is nearer to 0: |r| 1e-8 / |a|. Where |a| is
+        # hardly more than 1e-8, the two forms may be far apart.
+        doubt = np.float32(1e-4) + np.float32(1.1e-6) * abs(inverse)
+        plain = abs(inverse) < np.float32(1e5)
+        clear = (abs(over) > doubt) | ((abs(hundredths) > np.float32(101.5)) & plain)
         # Both products are exact in float32 where elements are short, but for r within a rounding of -1: the same bin.
         exact = short & (shift * np.float32(100) == whole * x) & (abs(whole) <= np.float32(100))
-        exact &= (size > np.float32(1e-5)) & (size < np.float32(1e4))
-        sort = below + np.float32(102) + (np.float32(_NEGATIVE) if x < 0 else np.float32(0))
-        at_edge = whole + np.float32(_EXACT + 100) + (np.float32(_FURTHER) if x < 0 else np.float32(0))
-        sort = sort if clear else (at_edge if exact else np.float32(_NEAR))
+        exact &= plain & (abs(inverse) > np.float32(1e-4))
+        below = whole - (np.float32(1) if over < 0 else np.float32(0)) + np.float32(102)
+        sort = below if clear else (whole + np.float32(_EXACT + 100) if exact else np.float32(_NEAR))
+        further = np.float32(_NEGATIVE) if clear else (np.float32(_FURTHER) if exact else np.float32(0))
+        sort += further if x < 0 else np.float32(0)
         sort = np.float32(_SAME) if shift == 0 else sort
         sort = np.float32(_ZERO) if x == 0 else sort
         out[i] = np.uint16(np.int32(sort))
@@ -149,7 +159,7 @@ def _settle_near(a, b, n, sorts, edges, histograms):
     """Settle the elements that `_sort` left open."""
     for i in range(n):
         if sorts[i] == _NEAR:
-            _settle(np.float64(a[i]), np.float64(b[i]), edges, histograms)
+            _settle(np.float64(_value(a, i)), np.float64(_value(b, i)), edges, histograms)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -203,6 +213,27 @@ def _nearer_to_zero(k):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _run(a, b, n, same, short, edges, sums, counts, histograms, sorts, tables):
+    """One run; elements come as first bits of float32s. Returns the largest |b - a|, and what it added to CHANGED."""
+    shifts, squares_a, squares_b, products, largest, changed = _sums(a, b, n)
+    if not same:
+        changed = _moved(a, b, n)
+    counts[CHANGED] += changed
+    if not np.isfinite(squares_a + squares_b):  # an element is NaN or infinite
+        x, y = np.empty(n, np.float64), np.empty(n, np.float64)
+        for i in range(n):
+            x[i], y[i] = _value(a, i), _value(b, i)
+        return _careful(x, y, n, edges, sums, counts, histograms), changed
+    sums[0], sums[1], sums[2], sums[3] = shifts, squares_a, squares_b, products
+    near = tables[:, _NEAR].sum()
+    _sort(a, b, n, short, sorts)
+    _tally(sorts, n, tables)
+    if tables[:, _NEAR].sum() > near:
+        _settle_near(a, b, n, sorts, edges, histograms)
+    return largest, changed
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def stretch(
     bits_a: np.ndarray,
     bits_b: np.ndarray,
@@ -225,28 +256,23 @@ def stretch(
         sums: (runs, 4) float64, set: sums of (b - a)^2, a^2, b^2, a b of each run.
         counts: (3,) int64, added to: CHANGED, ZEROS, NONFINITE. histograms: (2, PLACES) int64, added to: SCRIPT, PAPER.
     """
-    a, b = np.empty(RUN, np.float32), np.empty(RUN, np.float32)
+    a, b = np.empty(RUN, np.uint32), np.empty(RUN, np.uint32)
     sorts = np.empty(RUN, np.uint16)
     tables = np.zeros((4, _SORTS), np.int32)
-    near = 0
     largest = 0.0
     for run in range(len(sums)):
         piece_a, piece_b = bits_a[run * RUN : (run + 1) * RUN], bits_b[run * RUN : (run + 1) * RUN]
-        n = len(piece_a)
-        _widen(piece_a, table_a, a)
-        _widen(piece_b, table_b, b)
-        counts[CHANGED] += _changed(piece_a, piece_b) if same else _moved(a, b, n)
-        shifts, squares_a, squares_b, products, most = _sums(a, b, n)
-        if np.isfinite(squares_a + squares_b):  # then no element is NaN or infinite
-            sums[run, 0], sums[run, 1], sums[run, 2], sums[run, 3] = shifts, squares_a, squares_b, products
-            largest = max(largest, np.int64(most).view(np.float64))
-            _sort(a, b, n, short, sorts)
-            _tally(sorts, n, tables)
-            if tables[:, _NEAR].sum() > near:
-                near = tables[:, _NEAR].sum()
-                _settle_near(a, b, n, sorts, edges, histograms)
+        if len(table_a) or len(table_b):
+            _widen(piece_a, table_a, a)
+            _widen(piece_b, table_b, b)
+            changed = _changed(piece_a, piece_b) if same else -1
+            found = _run(a, b, len(piece_a), same, short, edges, sums[run], counts, histograms, sorts, tables)
+            counts[CHANGED] += changed - found[1] if same else 0  # a NaN's bits may have been lost on the way
         else:
-            largest = max(largest, _careful(a, b, n, edges, sums[run], counts, histograms))
+            found = _run(
+                piece_a, piece_b, len(piece_a), same, short, edges, sums[run], counts, histograms, sorts, tables
+            )
+        largest = max(largest, found[0])
     for i in range(4):
         _spread(tables[i], counts, histograms)
     return largest
