@@ -133,9 +133,9 @@ class Holding:
             loaded_so = self._unread.pop(form.path, None) == _of(form, sources)
             try:
                 self._put(form, pair, sources, work, scratch, as_loaded=loaded_so)
-            except EngineError as error:
+            except Exception as error:
                 if loaded_so:  # by vLLM's own loader: so it is the proof that does not fit this model
-                    self.fixed = str(error)
+                    self.fixed = str(error) if isinstance(error, EngineError) else f"{form.path}: {error}"
                 raise
         work.seconds = time.perf_counter() - started
         return work

@@ -12,10 +12,12 @@ which saves the imports.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other cost more than they bring here
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.engine import fresh  # sets vLLM's environment
