@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfn import checkpoints, engines, pairs, recipes
-from sfn.engines import asking, hardware, vllm_command
+from sfn.engines import asking, hardware, vllm_command, vllm_swap
 from sfn.errors import EngineError
 from tests import builders
 
@@ -111,16 +111,20 @@ def test_a_device_that_vllm_was_not_built_for(tmp_path, vllm):
 
 
 @pytest.mark.parametrize(
-    ("make", "done"),
-    [(builders.tiny_qwen3, ["start", "swap"]), (builders.tiny_qwen3_moe, ["start", "start"])],
+    ("fixed", "done"), [("", ["start", "swap"]), ("its experts cannot be proved", ["start", "start"])]
 )
-def test_only_what_vllm_swaps_rightly_is_swapped(tmp_path, vllm, monkeypatch, make, done):
+def test_what_vllm_cannot_change_while_it_runs_is_started_anew(tmp_path, vllm, monkeypatch, fixed, done):
     """The server itself is left out here: which way is taken is what counts."""
-    engine = engines.open("vllm", pair_of(tmp_path, make))
+    engine = engines.open("vllm", pair_of(tmp_path))
     ways = []
+
+    def prove(plan: recipes.Plan) -> None:
+        engine._became = vllm_swap.Became(fixed=fixed)
+
     monkeypatch.setattr(engine, "_start", lambda plan: ways.append("start"))
+    monkeypatch.setattr(engine, "_prove", prove)
     monkeypatch.setattr(engine, "_swap", lambda plan: ways.append("swap"))
-    monkeypatch.setattr(engine, "_alive", lambda: True)
+    monkeypatch.setattr(engine, "_alive", lambda: bool(ways))
     for text in ("", "all=A", "norms=B"):  # the second is the first, in other words
         engine.be(recipes.parse(text))
     assert ways == done
