@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,8 +77,13 @@ class Workbench:
                     self.store.save_delta(pair.key, measured)
             return len(missing)
 
-        key = f"scan:{pair.key}" if names is None else f"scan:{pair.key}:{content_key(chosen)}"
+        key = self.scan_key(pair, None if names is None else chosen)
         return self.jobs.start(f"Scanning {pair.label}", work, key=key, owner=owner)
+
+    @staticmethod
+    def scan_key(pair: Pair, names: Sequence[str] | None = None) -> str:
+        """Key of the job that measures these tensors, in the pair's order; all of a pair begin as without names."""
+        return f"scan:{pair.key}" if names is None else f"scan:{pair.key}:{content_key(list(names))}"
 
     def fetch(self, pair: Pair, owner: str) -> Job:
         """Bring both sides' files to this machine, as an engine needs them; nothing to do for folders."""

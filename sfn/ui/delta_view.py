@@ -36,8 +36,8 @@ def draw(pair: Pair) -> None:
 def _body(pair: Pair, was_running: bool) -> None:
     with failures.shown():
         progress = scanning.Progress(pair)
-        if was_running and not progress.running:
-            st.rerun()  # once, so that the polling ends
+        if was_running != progress.running:
+            st.rerun()  # once, so that the polling begins or ends
         figure, log, part = _choices(pair)
         _scan_row(pair, progress)
         _failure(progress.job)
@@ -76,10 +76,10 @@ def _scan_row(pair: Pair, progress: scanning.Progress) -> None:
         left, middle, right = st.columns([5, 1.6, 1], vertical_alignment="center")
         job = progress.job
         if progress.running and job is not None:
-            left.progress(
-                job.share,
-                text=f"Measuring · {progress.measured} of {progress.wanted} tensors · {opening.moving(job)}",
-            )
+            rows = scanning.chosen().rows(pair)
+            done = len(rows) - len(progress.left(rows))
+            text = f"Measuring · {done} of {len(rows)} tensors · {opening.moving(job)}"
+            left.progress(job.share, text=failures.escaped(text))
             right.button("Cancel", on_click=opening.cancel, args=(job.id,), key="cancel_scan")
             return
         if not progress.missing:
@@ -91,8 +91,9 @@ def _scan_row(pair: Pair, progress: scanning.Progress) -> None:
         left.markdown(failures.escaped(f"{ended}{_what_is_there(pair, progress, choice)}"))
         with middle.popover(choice.label, width="stretch", icon=":material/checklist:", help="What to measure"):
             _choose(pair, progress)
+        again = ended and job is not None and job.key == cached.workbench().scan_key(pair, _names(pair, choice))
         right.button(
-            "Go on" if ended else "Measure", type="primary", on_click=_start, args=(pair,), key="start_scan",
+            "Go on" if again else "Measure", type="primary", on_click=_start, args=(pair,), key="start_scan",
             disabled=not missing, width="stretch",
         )  # fmt: skip
 
@@ -153,9 +154,11 @@ def _failure(job: Job | None) -> None:
 
 
 def _start(pair: Pair) -> None:
-    choice = scanning.chosen()
-    names = None if choice.everything else [row.name for row in choice.rows(pair)]
-    cached.workbench().scan(pair, state.browser(), names)
+    cached.workbench().scan(pair, state.browser(), _names(pair, scanning.chosen()))
+
+
+def _names(pair: Pair, choice: scanning.Choice) -> list[str] | None:
+    return None if choice.everything else [row.name for row in choice.rows(pair)]
 
 
 def _heatmap(board: pd.DataFrame, figure: str, log: bool) -> None:

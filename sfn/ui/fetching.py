@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn import abilities, needs
+from sfn.errors import SfnError
 from sfn.ui import asked, cached, failures, opening, routes, state, words
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def draw(pair: Pair) -> None:
 def notice(pair: Pair) -> None:
     """For pages that need an engine: what is missing, and the download."""
     if missing_bytes(pair):
-        with st.container(border=True, key="fetch_notice"):
+        with st.container(border=True, key="fetch_notice", gap=None):
             st.markdown("**The engines need both models on this machine.** Recipes can be made before that.")
             offer(pair)
 
@@ -73,16 +74,22 @@ def _offer(pair: Pair, was_running: bool) -> None:
 def _button(pair: Pair, job: Job | None) -> None:
     missing, machine = missing_bytes(pair), asked.machine().value
     if job is not None and job.state == "failed":
-        failures.sentence(job.error)
-    free = f"; {words.size(machine.hub_free_bytes)} are free" if machine else ""
-    again = "What was fetched is kept. " if job is not None and job.state in ("failed", "cancelled") else ""
-    then = "Then Merge can run, and Delta reads from the disk."
-    st.caption(f"{again}{words.size(missing)} to the Hub's cache on this machine{free}. {then}")
+        failures.failure(job.failure or SfnError(job.error))
+    free = f", {words.size(machine.hub_free_bytes)} are free" if machine else ""
+    again = job is not None and job.state in ("failed", "cancelled")
+    kept = "What was fetched is kept. " if again else ""
+    left, right = st.columns([3, 1.4], vertical_alignment="center")
+    left.caption(
+        f"{kept}{words.size(missing)} to the Hub's cache on this machine{free}. Then Merge can run, and Delta reads "
+        "from the disk."
+    )
     refusal = abilities.fetch_refusal(pair, machine) if machine else ""
+    right.button(
+        "Go on downloading" if again else f"Download {words.size(missing)}", key="fetch", disabled=bool(refusal),
+        on_click=_start, args=(pair,), icon=":material/download:", width="stretch",
+    )  # fmt: skip
     if refusal:
         failures.sentence(refusal)
-    label = f"Download {'the rest, ' if again else ''}{words.size(missing)}"
-    st.button(label, key="fetch", disabled=bool(refusal), on_click=_start, args=(pair,), icon=":material/download:")
 
 
 def _start(pair: Pair) -> None:

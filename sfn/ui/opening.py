@@ -110,6 +110,8 @@ def cancel(number: int) -> None:
 
 def moving(job: Job) -> str:
     """How a job that counts bytes is getting on, in words: what is done, how fast, how long still."""
+    if job.cancel_event.is_set():
+        return "cancelling …"
     if not job.total:
         return "starting"
     rate = f" · {words.size(job.rate)}/s" if job.rate else ""

@@ -29,7 +29,7 @@ _LABELS = {"a": "A, the base model", "b": "B, fine-tuned from A"}
 _PLACEHOLDER = "search the Hub, or paste a name, a page's address, a folder"
 _FEWEST = 2  # letters from which the Hub is asked
 _SHOWN = 6
-_HEIGHT = 300
+_HEIGHT = 220
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ def draw() -> None:
     for side, place in zip("ab", st.columns(2, gap="medium"), strict=True):
         with place:
             st.fragment(_side, run_every=_POLL_S if asked.busy() else None)(side, asked.busy())
+    if said := asked.offline():
+        st.caption(said)
 
 
 def _side(side: str, was_busy: bool) -> None:
@@ -88,7 +90,8 @@ def _chosen(side: str) -> None:
 def _about(name: str) -> str:
     found = hub.meant(name)
     if found is None:
-        return html.escape("a folder on this machine" if name else "the bundled pair is in use until both are chosen")
+        unused = "&nbsp;" if opening.incomplete() else "the bundled pair is in use until both are chosen"
+        return "a folder on this machine" if name else unused
     known = asked.listing(found.repo, found.revision)
     if known.state == "asking":
         return "asking the Hub …"
@@ -122,10 +125,10 @@ def _problem(name: str) -> Exception | None:
 
 
 def _offers(side: str, text: str) -> None:
-    group, drawn = "", set()
+    group, drawn, own = "", set(), hub.meant(state.get(side))
     for offer in (*_pasted(text), *(_matching(side, text) if text else _unasked(side))):
-        if offer.name in drawn or offer.name == state.get(side):
-            continue
+        if offer.name in drawn or offer.name == state.get(side) or (own is not None and offer.name == own.repo):
+            continue  # what is chosen; its new commit, if there is one, is offered elsewhere
         drawn.add(offer.name)
         if offer.group != group:
             group = offer.group

@@ -87,7 +87,7 @@ class Progress:
 
     def __init__(self, pair: Pair) -> None:
         bench = cached.workbench()
-        self.job: Job | None = bench.jobs.latest(f"scan:{pair.key}")  # before the store: its last tensors come first
+        self.job: Job | None = bench.jobs.latest(bench.scan_key(pair))  # before the store: its last tensors come first
         self.running = self.job is not None and self.job.active
         names = [row.name for row in pair.rows if row.comparable]
         self.wanted = len(names)

@@ -63,7 +63,7 @@ _RULES = """
 [class*="st-key-choose_"] * { width: 100% !important; height: 100%; }
 [class*="st-key-offers_"] button { justify-content: flex-start; text-align: left; min-height: 1.9rem;
   padding: .1rem 0; }
-.sfn-ability { display: grid; grid-template-columns: 11rem 8rem 1fr; gap: .2rem 1rem; padding: .3rem 0;
+.sfn-ability { display: grid; grid-template-columns: 13rem 9rem 1fr; gap: .2rem 1rem; padding: .3rem 0;
   overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
 .sfn-ability b { font-weight: 600; } .sfn-block span { font-weight: 600; } .sfn-block b { opacity: .7; }
 .sfn-finding { display: grid; grid-template-columns: 9.5rem 1fr; gap: .2rem 1rem; padding: .4rem 0;

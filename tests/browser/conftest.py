@@ -48,13 +48,16 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def run_app(folder: Path) -> Iterator[App]:
-    """The app, started as a user starts it; ended as a terminal ends it, which must leave no process behind."""
+def run_app(folder: Path, **environment: str) -> Iterator[App]:
+    """The app, started as a user starts it; ended as a terminal ends it, which must leave no process behind.
+
+    environment: more variables of it, and others than usual.
+    """
     running = App(f"http://127.0.0.1:{_free_port()}", folder / "cache", folder / "log")
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", running.url.rsplit(":", 1)[1]]
-    environment = {**os.environ, "SFN_CACHE": str(running.cache), "HF_HUB_OFFLINE": "1"}
+    usual = {**os.environ, "SFN_CACHE": str(running.cache), "HF_HUB_OFFLINE": "1"}
     with running.log.open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, env=usual | environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + START_S
         while not _answers(running.url + "/health"):
