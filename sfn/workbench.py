@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfn import delta, hub, pairs, surgery
+from sfn import delta, hub, looks, pairs, surgery
 from sfn.engine_room import EngineRoom
 from sfn.jobs import Job, Jobs
 from sfn.lookups import Lookups
@@ -84,6 +84,30 @@ class Workbench:
     def scan_key(pair: Pair, names: Sequence[str] | None = None) -> str:
         """Key of the job that measures these tensors, in the pair's order; all of a pair begin as without names."""
         return f"scan:{pair.key}" if names is None else f"scan:{pair.key}:{content_key(list(names))}"
+
+    def look(self, pair: Pair, name: str, kind: str, owner: str, *, expert: int | None = None, part: str = "") -> Job:
+        """Look closer at one tensor (`looks.KINDS`); what is found is in the store when the job is done."""
+        settings = looks.settings(kind, expert=expert, part=part)
+
+        def work(job: Job) -> None:
+            if self.store.look(pair.key, name, kind, settings) is not None:
+                return
+
+            def report(done: int, total: int, what: str) -> None:
+                job.report(done, total, what, "elements")
+
+            found = looks.compute(
+                kind, pair, name, expert=expert, part=part, progress=report, cancel=job.cancel_event
+            )  # fmt: skip
+            self.store.save_look(pair.key, name, kind, settings, looks.to_content(found))
+
+        key = self.look_key(pair, name, kind, settings)
+        return self.jobs.start(f"{looks.TITLES[kind]} of {name}", work, key=key, owner=owner)
+
+    @staticmethod
+    def look_key(pair: Pair, name: str, kind: str, settings: str) -> str:
+        """Key of the job that looks so at a tensor."""
+        return f"look:{pair.key}:{name}:{kind}:{settings}"
 
     def fetch(self, pair: Pair, owner: str) -> Job:
         """Bring both sides' files to this machine, as an engine needs them; nothing to do for folders."""

@@ -7,6 +7,7 @@ file at a time; inside it a `Store` may be used from any number of threads.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -166,6 +167,10 @@ class Store:
         there = {name for (name,) in self._read("SELECT name FROM deltas WHERE pair_key = ?", [pair_key])}
         return tuple(name for name in names if name not in there)
 
+    def measured(self) -> dict[str, int]:
+        """Key of each pair of which tensors were measured -> how many."""
+        return dict(self._read("SELECT pair_key, count(*) FROM deltas GROUP BY pair_key"))
+
     def delta_table(self, pair_key: str) -> pandas.DataFrame:
         """One row per scanned tensor, in the order of `deltas`: every field of TensorDelta but the histograms.
 
@@ -211,6 +216,27 @@ class Store:
             values,
         )
         return [tensor_delta(row) for row in rows]
+
+    # Looks: what is computed of one tensor beside its figures
+
+    def save_look(self, pair_key: str, name: str, kind: str, settings: str, content: Mapping[str, Any]) -> None:
+        """Keep a closer look at one tensor (`sfn.looks`), in place of what was there; `content` must be JSON."""
+        columns = ("pair_key", "name", "kind", "settings", "content", "saved_at")
+        values = [pair_key, name, kind, settings, json.dumps(content), utc_now()]
+        self._write(_upsert("looks", columns, columns[:4]), values)
+
+    def look(self, pair_key: str, name: str, kind: str, settings: str) -> dict[str, Any] | None:
+        """The content that was saved so, if there is any."""
+        where = "pair_key = ? AND name = ? AND kind = ? AND settings = ?"
+        rows = self._read(f"SELECT content FROM looks WHERE {where}", [pair_key, name, kind, settings])
+        return json.loads(rows[0][0]) if rows else None
+
+    def looked_at(self, pair_key: str, kind: str, settings: str) -> frozenset[str]:
+        """Names of the pair's tensors that have such a look."""
+        where = "pair_key = ? AND kind = ? AND settings = ?"
+        return frozenset(
+            name for (name,) in self._read(f"SELECT name FROM looks WHERE {where}", [pair_key, kind, settings])
+        )
 
     # Recipes
 

@@ -71,6 +71,12 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (sweep_id, at_row, at_column)
     );
     """,
+    """
+    CREATE TABLE looks (
+        pair_key VARCHAR, name VARCHAR, kind VARCHAR, settings VARCHAR, content VARCHAR NOT NULL,
+        saved_at TIMESTAMP NOT NULL, PRIMARY KEY (pair_key, name, kind, settings)
+    );
+    """,
 )
 
 # The file is shared with torch and an engine: the database stays small beside them, and never reaches for a network.

@@ -1,0 +1,317 @@
+"""Closer looks at one tensor against float64 NumPy: rows, columns, heads, experts, maps, spectra; cancel; as JSON."""
+
+from __future__ import annotations
+
+import json
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sfn import anatomy, checkpoints, delta_map, looks, matrices, pairs, slices, spectrum
+from sfn.errors import Cancelled, PairError
+from sfn.store import Store
+from tests.builders import tiny_qwen2, write_checkpoint
+
+O_PROJ = "model.layers.0.self_attn.o_proj.weight"
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+TALL, WIDE, BROKEN, NORM = "tall.weight", "wide.weight", "broken.weight", "model.norm.weight"
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=made).to(dtype)
+
+    broken = normal(40, 24)
+    broken[3, 5] = float("nan") if seed else 1.0
+    broken[7, 0] = float("inf")
+    return {
+        O_PROJ: normal(32, 64, dtype=torch.bfloat16),
+        EXPERTS: normal(3, 16, 20, dtype=torch.bfloat16),
+        TALL: normal(1500, 40),
+        WIDE: normal(40, 1500, dtype=torch.float16),
+        BROKEN: broken,
+        NORM: normal(32),
+    }
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory):
+    place = tmp_path_factory.mktemp("pair")
+    folders = [write_checkpoint(place / str(seed), tensors(seed), {}, with_tokenizer=False) for seed in (0, 1)]
+    with checkpoints.open(folders[0]) as a, checkpoints.open(folders[1]) as b:
+        yield pairs.compare(a, b)
+
+
+def both(name: str, expert: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (tensors(seed)[name].double().numpy() for seed in (0, 1))
+    a, b = (x[expert] if expert is not None else x.reshape(len(x), -1) for x in (a, b))
+    bad = ~(np.isfinite(a) & np.isfinite(b))
+    return np.where(bad, 0, a), np.where(bad, 0, b)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Every tensor takes several blocks."""
+    monkeypatch.setattr(matrices, "BLOCK", 400)
+    monkeypatch.setattr(delta_map, "BLOCK", 400)
+
+
+# Rows and columns
+
+
+@pytest.mark.parametrize("name", [O_PROJ, TALL, WIDE, BROKEN, NORM])
+def test_rows_and_columns(pair, name):
+    a, b = both(name)
+    found = looks.compute("slices", pair, name)
+    for got, values, axis in (
+        (found.row_shift, b - a, 1),
+        (found.row_norm, a, 1),
+        (found.column_shift, b - a, 0),
+        (found.column_norm, a, 0),
+    ):
+        np.testing.assert_allclose(got, np.linalg.norm(values, axis=axis), rtol=1e-6)
+    assert found.nonfinite == (2 if name == BROKEN else 0)
+
+
+def test_experts_in_one_tensor_are_rows_and_can_be_opened(pair):
+    a, b = both(EXPERTS)
+    found = looks.compute("slices", pair, EXPERTS)
+    np.testing.assert_allclose(found.row_shift, np.linalg.norm(b - a, axis=1), rtol=1e-6)
+    a, b = both(EXPERTS, 2)
+    assert matrices.Matrix(pair, EXPERTS, 2).shape == (16, 20)
+    found = looks.compute("slices", pair, EXPERTS, expert=2)
+    np.testing.assert_allclose(found.column_shift, np.linalg.norm(b - a, axis=0), rtol=1e-6)
+    with pytest.raises(PairError, match="no expert 3; it has experts 0 to 2"):
+        looks.compute("slices", pair, EXPERTS, expert=3)
+    with pytest.raises(PairError, match="holds no experts"):
+        looks.compute("slices", pair, O_PROJ, expert=0)
+
+
+def test_relative_shift_of_what_was_zero():
+    found = slices.relative(np.array([0.0, 1.0, 0.0, 2.0]), np.array([0.0, 0.0, 3.0, 4.0]))
+    np.testing.assert_array_equal(found, [0.0, np.nan, 0.0, 0.5])
+
+
+# Heads
+
+CONFIG = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+
+
+def cut(name: str, shape: tuple[int, ...], **config: object) -> slices.Heads | None:
+    pair = SimpleNamespace(a=SimpleNamespace(config=CONFIG | config))
+    return slices.heads(pair, anatomy.parse(f"model.layers.0.self_attn.{name}"), shape)
+
+
+def test_heads_by_config_and_shape():
+    assert cut("o_proj.weight", (32, 32)) == slices.Heads("columns", 4, 8)
+    assert cut("q_proj.weight", (32, 32)) == slices.Heads("rows", 4, 8)
+    assert cut("k_proj.weight", (16, 32)) == slices.Heads("rows", 2, 8, 2)
+    assert cut("v_proj.bias", (16,)) == slices.Heads("rows", 2, 8, 2)
+    assert cut("q_proj.weight", (64, 32), head_dim=16) == slices.Heads("rows", 4, 16)
+    assert cut("k_proj.weight", (32, 32), num_key_value_heads=None) == slices.Heads("rows", 4, 8)
+    assert cut("k_proj.weight", (16, 32)).label(1) == "KV head 1 (heads 2 to 3)"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config"),
+    [
+        ("q_proj.weight", (64, 32), {}),  # twice as many rows as heads need: a gate beside the query
+        ("o_proj.bias", (32,), {}),
+        ("o_proj.weight", (32, 48), {}),
+        ("q_proj.weight", (32, 32), {"num_attention_heads": None}),
+        ("q_proj.weight", (32, 32), {"num_attention_heads": 5}),
+        ("q_norm.weight", (8,), {}),
+    ],
+)
+def test_no_heads_where_they_cannot_be_told(name, shape, config):
+    assert cut(name, shape, **config) is None
+
+
+def test_a_head_is_its_rows_or_columns(tmp_path):
+    with checkpoints.open(tiny_qwen2(tmp_path / "a", 0)) as a, checkpoints.open(tiny_qwen2(tmp_path / "b", 1)) as b:
+        pair = pairs.compare(a, b)
+        for name in ("o_proj.weight", "k_proj.weight", "k_proj.bias"):
+            name = f"model.layers.1.self_attn.{name}"
+            row = pair.by_name[name]
+            cut = slices.heads(pair, row.part, row.a.shape)
+            shift, norm = slices.by_head(looks.compute("slices", pair, name), cut)
+            w_a, w_b = (pair.read(side, name).double().numpy() for side in "AB")
+            for number in range(cut.count):
+                at = slice(number * 8, (number + 1) * 8)
+                place = (slice(None), at) if cut.axis == "columns" else at
+                assert shift[number] == pytest.approx(np.linalg.norm((w_b - w_a)[place]), rel=1e-6)
+                assert norm[number] == pytest.approx(np.linalg.norm(w_a[place]), rel=1e-6)
+
+
+# Maps
+
+
+def pooled(change: np.ndarray, down: int, across: int) -> np.ndarray:
+    rows = [change[i : i + down] for i in range(0, len(change), down)]
+    return np.array([[row[:, j : j + across].mean() for j in range(0, change.shape[1], across)] for row in rows])
+
+
+@pytest.mark.parametrize("name", [TALL, WIDE, O_PROJ, BROKEN])
+def test_a_map_is_the_mean_over_blocks(pair, name):
+    a, b = both(name)
+    found = looks.compute("map", pair, name)
+    assert max(found.mean.shape) <= delta_map.SIDE
+    assert found.block == tuple(-(-side // delta_map.SIDE) for side in a.shape)
+    np.testing.assert_allclose(found.mean_abs, pooled(np.abs(b - a), *found.block), rtol=1e-6)
+    np.testing.assert_allclose(found.mean, pooled(b - a, *found.block), rtol=1e-6, atol=1e-7)
+
+
+def test_a_part_of_a_map_is_finer_and_reads_only_its_rows(pair, monkeypatch):
+    a, b = both(TALL)
+    read = []
+    rows_of = pair.read_rows
+    monkeypatch.setattr(pair, "read_rows", lambda *where: read.append(where[2:]) or rows_of(*where))
+    found = looks.compute("map", pair, TALL, part="100-300,5-30")
+    assert found.block == (1, 1)
+    np.testing.assert_allclose(found.mean, (b - a)[100:300, 5:30], rtol=1e-6)
+    assert min(start for start, _ in read) == 100
+    assert max(stop for _, stop in read) == 300
+
+
+@pytest.mark.parametrize("part", ["1500-1501,0-1", "5-5,0-1", "3-1,0-1", "0-1", "-1-2,0-1", "0-1,0-41", "x"])
+def test_a_part_that_is_none_is_named(pair, part):
+    with pytest.raises(PairError, match="is no part of a tensor of 1500 × 40"):
+        looks.compute("map", pair, TALL, part=part)
+
+
+# Spectra
+
+
+@pytest.mark.parametrize(("name", "expert"), [(O_PROJ, None), (TALL, None), (WIDE, None), (BROKEN, None), (EXPERTS, 1)])
+def test_a_small_spectrum_is_exact(pair, name, expert):
+    a, b = both(name, expert)
+    found = looks.compute("spectrum", pair, name, expert=expert)
+    u, values, vt = np.linalg.svd(b - a, full_matrices=False)
+    u_a, _, vt_a = np.linalg.svd(a, full_matrices=False)
+    assert found.exact
+    np.testing.assert_allclose(found.values, values, rtol=1e-6, atol=1e-6 * values[0])
+    assert found.energy == pytest.approx(np.square(b - a).sum(), rel=1e-9)
+    assert found.stable_rank == pytest.approx(np.square(values).sum() / values[0] ** 2, rel=1e-6)
+    p = np.square(values) / np.square(values).sum()
+    assert found.effective_rank == pytest.approx([np.exp(-(p * np.log(p)).sum())] * 2, rel=1e-6)
+    for k in (1, 4, 16):
+        assert found.left[k - 1] == pytest.approx(np.square(u[:, :k].T @ u_a[:, :k]).sum() / k, abs=1e-6)
+        assert found.right[k - 1] == pytest.approx(np.square(vt[:k] @ vt_a[:k].T).sum() / k, abs=1e-6)
+
+
+class Made:
+    """A matrix that is at hand."""
+
+    def __init__(self, a: np.ndarray, b: np.ndarray) -> None:
+        self.a, self.b, self.shape, self.nonfinite = a, b, a.shape, 0
+
+    def blocks(self, **_: object):
+        for start in range(0, len(self.a), 100):
+            yield start, self.a[start : start + 100], self.b[start : start + 100]
+
+
+def low_rank(rows: int, columns: int, strengths: list[float], noise: float) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(5)
+    u = np.linalg.qr(random.standard_normal((rows, len(strengths))))[0]
+    v = np.linalg.qr(random.standard_normal((columns, len(strengths))))[0]
+    return (u * strengths) @ v.T + noise * random.standard_normal((rows, columns)), u
+
+
+@pytest.mark.parametrize("shape", [(700, 300), (300, 700)])
+def test_a_sketch_finds_what_stands_out(shape, monkeypatch):
+    monkeypatch.setattr(spectrum, "EXACT_SIDE", 100)
+    change, _ = low_rank(*shape, [40.0, 30.0, 20.0, 12.0], 0.1)
+    a, _ = low_rank(*shape, [50.0, 45.0, 33.0, 20.0], 0.1)
+    found = spectrum.spectrum(Made(a, a + change))
+    assert not found.exact
+    u, values, vt = np.linalg.svd(change, full_matrices=False)
+    u_a, _, vt_a = np.linalg.svd(a, full_matrices=False)
+    np.testing.assert_allclose(found.values[:4], values[:4], rtol=1e-5)
+    assert np.all(found.values <= values[: len(found.values)] * (1 + 1e-5))
+    assert found.energy == pytest.approx(np.square(change).sum(), rel=1e-9)
+    assert found.left[3] == pytest.approx(np.square(u[:, :4].T @ u_a[:, :4]).sum() / 4, abs=1e-4)
+    assert found.right[3] == pytest.approx(np.square(vt[:4] @ vt_a[:4].T).sum() / 4, abs=1e-4)
+    p = np.square(values) / np.square(values).sum()
+    least, most = found.effective_rank
+    assert least <= np.exp(-(p * np.log(p)).sum()) <= most
+    again = spectrum.spectrum(Made(a, a + change))
+    np.testing.assert_array_equal(found.values, again.values)  # seeded
+
+
+def test_a_change_along_w_a_itself_overlaps_wholly():
+    a, _ = low_rank(120, 80, [9.0, 5.0, 3.0], 0.01)
+    found = spectrum.spectrum(Made(a, 1.1 * a))
+    assert found.left[:8] == pytest.approx(1)
+    assert found.right[:8] == pytest.approx(1)
+
+
+def test_a_change_of_low_rank_has_few_directions():
+    a, _ = low_rank(120, 80, [1.0], 1.0)
+    change, _ = low_rank(120, 80, [2.0, 1.0], 0.0)
+    found = spectrum.spectrum(Made(a, a + change))
+    assert found.values[2] < 1e-9
+    assert found.stable_rank == pytest.approx(1.25)
+    assert len(found.left) == 2
+
+
+def test_no_change_has_no_directions():
+    a, _ = low_rank(50, 40, [1.0], 1.0)
+    found = spectrum.spectrum(Made(a, a))
+    assert (found.energy, found.stable_rank, found.effective_rank) == (0, 0, (0, 0))
+    assert len(found.left) == 0
+    assert not found.shares.any()
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (150, 600), (600, 150), (40, 2000)])
+def test_random_matrices_are_as_marchenko_and_pastur_say(shape):
+    random = np.random.default_rng(0)
+    drawn = np.mean([np.linalg.svd(random.standard_normal(shape), compute_uv=False) ** 2 for _ in range(6)], axis=0)
+    drawn /= drawn.sum()
+    expected = spectrum.random_shares(shape, min(shape))
+    assert expected.sum() == pytest.approx(1)
+    assert np.all(np.diff(expected) <= 1e-12)
+    np.testing.assert_allclose(np.cumsum(expected), np.cumsum(drawn), rtol=0.02)
+
+
+# What all have in common
+
+
+@pytest.mark.parametrize("kind", looks.KINDS)
+def test_a_look_goes_through_the_store_as_it_is(pair, kind, tmp_path):
+    found = looks.compute(kind, pair, O_PROJ)
+    with Store(tmp_path / "sfn.duckdb") as store:
+        store.save_look("pair", O_PROJ, kind, "v1", looks.to_content(found))
+        assert store.look("pair", O_PROJ, kind, "v2") is None
+        content = store.look("pair", O_PROJ, kind, "v1")
+        assert store.looked_at("pair", kind, "v1") == {O_PROJ}
+    again = looks.from_content(kind, content)
+    assert json.dumps(looks.to_content(again)) == json.dumps(looks.to_content(found))
+    assert type(again) is type(found)
+
+
+@pytest.mark.parametrize("kind", looks.KINDS)
+def test_progress_ends_at_all_and_a_cancel_ends_it(pair, kind):
+    told = []
+    looks.compute(kind, pair, TALL, progress=lambda done, total, name: told.append((done, total)))
+    shares = [done / total for done, total in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    cancel = threading.Event()
+
+    def stop(*_: object) -> None:
+        cancel.set()
+
+    with pytest.raises(Cancelled):
+        looks.compute(kind, pair, TALL, progress=stop, cancel=cancel)
+
+
+def test_names_that_cannot_be_looked_at(pair):
+    with pytest.raises(PairError, match="no such tensor"):
+        looks.compute("map", pair, "nothing.weight")
+    with pytest.raises(PairError, match="choose one of: slices, map, spectrum"):
+        looks.compute("dreams", pair, TALL)
