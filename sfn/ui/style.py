@@ -14,7 +14,7 @@ _RULES = """
 .stMain h1 { padding: .3rem 0 .4rem; }
 .st-key-title_bar { margin-bottom: -.6rem; }
 .st-key-title_bar { padding-top: .3rem; }
-@media (max-height: 780px) { .stMain h1 { font-size: 1.6rem; padding: 0; } }
+@media (max-height: 780px) { .stMain h1 { font-size: 1.6rem; padding: 0 0 .4rem; } .st-key-title_bar h1 { padding: 0; } }
 .sfn-line { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .92rem; }
 .stApp [data-stale="true"] { opacity: 1 !important; transition: none !important; }
 [data-testid="stStatusWidget"] { display: none; }
@@ -63,8 +63,9 @@ _RULES = """
 [class*="st-key-choose_"] * { width: 100% !important; height: 100%; }
 [class*="st-key-offers_"] button { justify-content: flex-start; text-align: left; min-height: 1.9rem;
   padding: .1rem 0; }
-.sfn-ability { display: grid; grid-template-columns: 13rem 9rem 1fr; gap: .2rem 1rem; padding: .3rem 0;
+.sfn-ability { display: grid; grid-template-columns: 13.5rem 9rem 1fr; font-size: .95rem; gap: .2rem 1rem; padding: .3rem 0;
   overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
+.sfn-clamped { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
 .sfn-ability b { font-weight: 600; } .sfn-block span { font-weight: 600; } .sfn-block b { opacity: .7; }
 .sfn-finding { display: grid; grid-template-columns: 9.5rem 1fr; gap: .2rem 1rem; padding: .4rem 0;
   overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
