@@ -12,7 +12,7 @@ import streamlit as st
 
 from sfn import hub
 from sfn.errors import SfnError
-from sfn.ui import cached, failures, state, words
+from sfn.ui import asked, cached, failures, state, words
 
 if TYPE_CHECKING:
     from sfn.jobs import Job
@@ -77,16 +77,30 @@ def wait(job: Job) -> None:
 
 
 def pair() -> Pair:
-    """The chosen pair. Draws progress and ends the run while it opens; raises the reason where it cannot be opened."""
+    """The chosen pair. While it opens, progress is drawn and the run ends; where it cannot be opened, the reason.
+
+    Raises SfnError where a side is still to be chosen.
+    """
     job = opening()
     wait(job)
-    if job.state == "done":
-        return opening().result  # once more, so that the address follows in this run
+    if job.state != "done":
+        _draw_unopened(job)
+        st.stop()
+    return opening().result  # asked once more, so that the address follows in this run
+
+
+def _draw_unopened(job: Job) -> None:
     if job.active:
         st.fragment(_progress, run_every=0.5)()
-        st.stop()
+        return
     cached.forget_opening(*folders())
-    raise job.failure or SfnError(job.error or "Opening the pair was cancelled. Choose it again on the page “Pair”.")
+    failures.failure(job.failure or SfnError(job.error or "Opening the pair was cancelled."))
+    again()
+
+
+def again() -> None:
+    """A button that tries what failed once more."""
+    st.button("Try again", key="open_again", on_click=asked.forget_downloads, icon=":material/refresh:")
 
 
 def _progress() -> None:

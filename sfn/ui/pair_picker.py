@@ -81,7 +81,8 @@ def _pick(side: str, name: str) -> None:
 def _chosen(side: str) -> None:
     """The model that is chosen, and what is known of it before it is opened."""
     name = state.get(side)
-    shown = words.model(name) or f"{_LABELS[side]}: not chosen yet"
+    found = hub.meant(name)
+    shown = (found.repo if found else name) or f"{_LABELS[side]}: not chosen yet"
     st.html(f'<div class="sfn-pair">{words.side(side.upper(), shown)}<div class="sfn-muted">{_about(name)}</div></div>')
     if problem := _problem(name):
         failures.failure(problem)
@@ -99,7 +100,9 @@ def _about(name: str) -> str:
         return "&nbsp;"
     listing, weights = known.value
     there = "on this machine" if not weights.missing_bytes else f"{words.size(weights.missing_bytes)} not downloaded"
+    commit = f"commit {listing.commit[:10]}"
     parts = [
+        commit,
         words.size(weights.size_bytes),
         listing.licence or "no licence named",
         "gated" if listing.gated else "",

@@ -45,6 +45,7 @@ def chooser() -> None:
         st.caption(failures.escaped(missing))
         st.stop()
     if pair_picker.problems(a, b):
+        opening.again()
         st.stop()
 
 

@@ -128,7 +128,8 @@ def _job(job: Job) -> None:
     title = html.escape(job.title)
     if not job.active:
         ended = {"done": "done", "cancelled": "cancelled", "failed": f"failed: {html.escape(job.error)}"}[job.state]
-        st.html(f'<div class="sfn-muted sfn-line" title="{title}">{title}</div><div class="sfn-muted">{ended}</div>')
+        name = f'<div class="sfn-muted sfn-line" title="{title}">{title}</div>'
+        st.html(f'{name}<div class="sfn-muted sfn-clamped" title="{html.escape(job.error)}">{ended}</div>')
         return
     st.html(f'<div class="sfn-line" title="{title}">{title}</div>')
     st.progress(job.share, text=words.eta(job.eta_s))

@@ -208,3 +208,50 @@ def test_history_and_recent_lead_back_to_the_commit(models, visit, bench):
     switch(app, "delta", a=f"{A}@{models[A]}", b=f"{B}@{models[B]}")
     finish_scan(bench)
     assert not app.exception
+
+
+def test_a_scan_whose_connection_breaks_says_so_and_goes_on(models, hub, visit, bench):
+    app = settle(visit("delta", a=A, b=B, scan="o_proj"), bench)
+    hub.clear()
+    hub.fault("cut", host="cdn", times=1000, after=0, skip=1)
+    hub.fault("status", host="hub", path="/resolve/", times=1000, code=500)
+    app.button(key="start_scan").click().run()
+    settle(app, bench)
+    assert not app.exception
+    assert "is lost" in errors(app), errors(app)  # "nothing finished is lost"
+    assert app.button(key="start_scan").label == "Go on"
+    hub.clear()
+    app.button(key="start_scan").click().run()
+    settle(app, bench)
+    assert not errors(app)
+    assert app.button(key="start_scan").disabled
+
+
+def test_nothing_is_read_of_a_pair_on_the_hub_unless_asked(models, hub, visit, bench):
+    settle(visit("delta", a=A, b=B), bench)
+    settle(visit("merge", a=A, b=B), bench)
+    assert not [request for request in hub.requests if request.host == "cdn" and "bytes=0-" not in request.range]
+    assert not any(job.key.startswith("scan:") for job in bench.jobs.recent(60))
+
+
+def test_two_viewers_with_different_pairs(models, hub, visit, bench, tmp_path):
+    hub.add("org/c", tiny_qwen2(tmp_path / "c", 3))
+    one, two = visit(a=A, b=B), visit(a="org/c", b=B)
+    settle(one, bench)
+    settle(two, bench)
+    assert query(one, "a") == f"{A}@{models[A]}"
+    assert query(two, "a").startswith("org/c@")
+
+
+def test_a_download_that_fails_is_gone_on_with(models, hub, visit, bench):
+    app = settle(visit(a=A, b=B), bench)
+    hub.fault("status", host="hub", path=r"/resolve/.*safetensors", method="HEAD", times=1000, code=403)
+    app.button(key="fetch").click().run()
+    settle(app, bench)
+    assert "no right to" in errors(app)
+    assert app.button(key="fetch").label == "Go on downloading"
+    hub.clear()
+    app.button(key="fetch").click().run()
+    settle(app, bench)
+    assert not errors(app)
+    assert not any("Read over the network" in element.value for element in app.markdown)
