@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 COLOUR_A, COLOUR_B, COLOUR_MERGED, COLOUR_DAMAGE = "#4C78A8", "#F58518", "#8A5FBF", "#6B7280"
 MAGNITUDES = "viridis"
-_SCHEME = alt.SchemeParams(name=MAGNITUDES, extent=[0.0, 0.93])  # its brightest yellow is too loud on white
+SCHEME = alt.SchemeParams(name=MAGNITUDES, extent=[0.0, 0.93])  # its brightest yellow is too loud on white
 ROW_HEIGHT = 22  # pixels of one row of the board
 NORM_DASH = [4, 2]
-_FIT = alt.AutoSizeParams(type="fit-x", contains="padding")  # as wide as its place; the height is the plot's own
+FIT = alt.AutoSizeParams(type="fit-x", contains="padding")  # as wide as its place; the height is the plot's own
 
 # One hue per row wherever lines are drawn, none of them A's blue, B's orange or the merged purple; a dash for norms.
 _LINE_COLOURS = (
@@ -138,7 +138,7 @@ def heatmap(
         title=title,
         scale=alt.Scale(
             type="log" if log else "linear",
-            scheme=_SCHEME,
+            scheme=SCHEME,
             reverse=more_is_nearer(dark) != falls,
             zero=not spec.falls and not log,
             nice=False,
@@ -173,7 +173,7 @@ def heatmap(
     return (
         alt.layer(waiting, measured, signs, top)
         .properties(
-            autosize=_FIT,
+            autosize=FIT,
             height=ROW_HEIGHT * len(rows),
             title=f"{title[0].upper()}{title[1:]} of every module in every layer",
         )
@@ -190,6 +190,11 @@ def _board_tooltip() -> list[alt.Tooltip]:
         alt.Tooltip("shape:N", title="shape"),
         alt.Tooltip("name:N", title="tensor"),
     ]
+
+
+def line_colours(many: int) -> list[str]:
+    """A colour for each of that many modules."""
+    return [_LINE_COLOURS[place % len(_LINE_COLOURS)] for place in range(many)]
 
 
 def lines_table(board: pd.DataFrame, figure: str, *, log: bool) -> pd.DataFrame:
@@ -209,7 +214,7 @@ def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], last: int, *, l
     spec = FIGURES[figure]
     title = spec.log_title if log else spec.title
     one = alt.selection_point(name="module", fields=["row"], bind="legend")
-    colours = [_LINE_COLOURS[place % len(_LINE_COLOURS)] for place in range(len(rows))]
+    colours = line_colours(len(rows))
     scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=not spec.falls)
     base = (
         alt.Chart(table)
@@ -236,7 +241,7 @@ def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], last: int, *, l
     )
     points = base.mark_point(filled=True, size=36).add_params(one)
     return alt.layer(strokes, points).properties(
-        autosize=_FIT, height=300, title=f"{title[0].upper()}{title[1:]} over the layers"
+        autosize=FIT, height=300, title=f"{title[0].upper()}{title[1:]} over the layers"
     )
 
 
@@ -259,11 +264,11 @@ def histogram_small(table: pd.DataFrame, layers: Sequence[int], *, dark: bool, t
         top: top of the right-hand axis, a share; the same for all modules, so that their tails compare.
     """
     domain = [float(layer) for layer in layers]
-    scale = alt.Scale(domain=domain, scheme=_SCHEME, reverse=more_is_nearer(dark))
+    scale = alt.Scale(domain=domain, scheme=SCHEME, reverse=more_is_nearer(dark))
     colour = alt.Color("layer:O", title="layer", scale=scale, legend=None)
     inner = alt.Chart(table).mark_line(strokeWidth=1.4, interpolate="step").encode(color=colour, detail="name:N")
     tails = alt.Chart(table).mark_rect().encode(color=colour)
-    return _tailed(inner, tails, None, top, "r").properties(autosize=_FIT, height=140, title="module")
+    return _tailed(inner, tails, None, top, "r").properties(autosize=FIT, height=140, title="module")
 
 
 def histogram_one(table: pd.DataFrame, form: str, *, dark: bool, top: float) -> Chart:
@@ -272,7 +277,7 @@ def histogram_one(table: pd.DataFrame, form: str, *, dark: bool, top: float) -> 
     tails = alt.Chart(table).mark_rect(color=COLOUR_DAMAGE)
     labels = alt.Chart(table).mark_text(dy=-8, fontSize=12, color=_INK[dark]).encode(text="label:N")
     return _tailed(inner, tails, labels, top, ratio_title(form)).properties(
-        autosize=_FIT, height=240, title="Relative change of every element"
+        autosize=FIT, height=240, title="Relative change of every element"
     )
 
 

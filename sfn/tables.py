@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -27,23 +28,47 @@ def tensors(pair: Pair) -> pd.DataFrame:
     Columns: name, row (label of its board row), rank (place of that row, from 0), column ("emb", "0" …, "out"), layer,
     block, part ("weight" or "bias"), expert, n, comparable, problem, explanation.
     """
+    return _placed([(row.name, row.part, row.comparable, row.problem) for row in pair.rows])
+
+
+def measured_board(deltas: pd.DataFrame, part: str = "weight") -> pd.DataFrame:
+    """`board` of a pair of which nothing is at hand but what was measured of it (`Store.delta_table`)."""
+    return board(_placed([(name, anatomy.parse(name), True, "") for name in deltas["name"]]), deltas, part)
+
+
+def _placed(rows: Sequence[tuple[str, anatomy.Part, bool, str]]) -> pd.DataFrame:
+    """Name, part, whether it compares and why not -> the table of `tensors`."""
+    columns = [
+        "name",
+        "row",
+        "column",
+        "layer",
+        "block",
+        "part",
+        "expert",
+        "comparable",
+        "problem",
+        "explanation",
+        "key",
+    ]
     table = pd.DataFrame(
         [
             {
-                "name": row.name,
-                "row": row.part.row,
-                "column": _column(row.part),
-                "layer": row.part.layer,
-                "block": row.part.block,
-                "part": "bias" if row.part.parameter == "bias" else "weight",
-                "expert": row.part.expert,
-                "comparable": row.comparable,
-                "problem": row.problem,
-                "explanation": anatomy.explain(row.part),
-                "key": anatomy.sort_key(replace(row.part, layer=0) if row.part.layer is not None else row.part)[:4],
+                "name": name,
+                "row": part.row,
+                "column": _column(part),
+                "layer": part.layer,
+                "block": part.block,
+                "part": "bias" if part.parameter == "bias" else "weight",
+                "expert": part.expert,
+                "comparable": comparable,
+                "problem": problem,
+                "explanation": anatomy.explain(part),
+                "key": anatomy.sort_key(replace(part, layer=0) if part.layer is not None else part)[:4],
             }
-            for row in pair.rows
-        ]
+            for name, part, comparable, problem in rows
+        ],
+        columns=columns,
     )
     first = table.groupby("row")["key"].min().sort_values()
     table["rank"] = table["row"].map({row: rank for rank, row in enumerate(first.index)})

@@ -165,11 +165,9 @@ def plan(pair: Pair, recipe: str) -> Plan:
 @st.cache_data(max_entries=256, show_spinner=False)
 def chart_spec(name: str, options: tuple[Hashable, ...], more: tuple[Hashable, ...], _draw: Any, _table: Any) -> Any:
     """The Vega-Lite specification of a chart without its data; it depends on the chart's options alone."""
-    from altair import Undefined
+    from sfn import pictures
 
-    chart = _draw(_table, *options, **dict(more))
-    chart.data = Undefined
-    return chart.to_dict()
+    return pictures.without_data(_draw(_table, *options, **dict(more)))
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -195,6 +193,30 @@ def _board(pair_key: str, measured: int, part: str, _pair: Pair) -> pd.DataFrame
     from sfn import tables
 
     return tables.board(_tensors(pair_key, _pair), delta_table(pair_key, measured), part)
+
+
+def measured_pairs() -> dict[str, str]:
+    """Key of each pair of which figures are in the store -> its name, the newest first; asked once a second at most."""
+    return _measured_pairs(str(workbench().store.path), int(time.monotonic()))
+
+
+@st.cache_data(max_entries=2, show_spinner=False)
+def _measured_pairs(path: str, second: int) -> dict[str, str]:
+    store = workbench().store
+    measured = store.measured()
+    return {pair.key: f"{pair.a_label} → {pair.b_label}" for pair in store.pairs() if pair.key in measured}
+
+
+def measured_board(pair_key: str, part: str) -> pd.DataFrame:
+    """`sfn.tables.measured_board` of a pair that is not open."""
+    return _measured_board(pair_key, workbench().store.measured().get(pair_key, 0), part)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _measured_board(pair_key: str, measured: int, part: str) -> pd.DataFrame:
+    from sfn import tables
+
+    return tables.measured_board(delta_table(pair_key, measured), part)
 
 
 def board_rows(pair: Pair) -> tuple[Row, ...]:

@@ -1,9 +1,15 @@
-"""How charts get onto a page: data and specification are sent apart, so that new numbers never rebuild a chart."""
+"""How charts get onto a page: data and specification are sent apart, so that new numbers never rebuild a chart.
+
+What was drawn is kept for as long as a page asks for it (`gathering`), so that it can be saved.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -22,6 +28,46 @@ _LARGE = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A chart as it stands on the page, and what it takes to save it.
+
+    Attributes:
+        draw, table, options, more: what `show` was given. title: in place of the chart's own. name: what the chart is
+            called. alt: one sentence on it. formula: how its figures are computed. data: the table as people compute
+            with it.
+    """
+
+    draw: Callable[..., Chart]
+    table: pd.DataFrame
+    options: tuple[Hashable, ...]
+    more: tuple[tuple[str, Hashable], ...]
+    title: str | None
+    name: str
+    alt: str
+    formula: str
+    data: pd.DataFrame
+
+    def light_spec(self) -> dict[str, Any]:
+        """Its specification, without data, in light colours whatever the theme."""
+        light = tuple((name, False if name == "dark" else value) for name, value in self.more)
+        return _titled(cached.chart_spec(self.draw.__name__, self.options, light, self.draw, self.table), self.title)
+
+
+_gathered: ContextVar[list[Shown] | None] = ContextVar("_gathered", default=None)
+
+
+@contextmanager
+def gathering() -> Iterator[list[Shown]]:
+    """Every chart that `show` draws meanwhile."""
+    shown: list[Shown] = []
+    token = _gathered.set(shown)
+    try:
+        yield shown
+    finally:
+        _gathered.reset(token)
+
+
 def dark() -> bool:
     """Whether the viewer sees the dark theme."""
     return st.context.theme.type == "dark"
@@ -33,6 +79,9 @@ def show(
     *options: Hashable,
     alt: str,
     title: str | None = None,
+    formula: str = "",
+    data: pd.DataFrame | None = None,
+    name: str | None = None,
     key: str | None = None,
     on_select: Callable[[], None] | None = None,
     selection: str | None = None,
@@ -42,17 +91,46 @@ def show(
 
     Args:
         title: in place of the chart's own, so that charts alike share one specification.
-        alt: what a person who cannot see it is told.
+        alt: what a person who cannot see it is told. formula: how its figures are computed, for the caption of a file.
+        data: what is saved as its data, where that is not `table`. name: what it is called in the list of charts to
+            save, where the title alone would not tell.
         on_select: called when parameter `selection` changes; the selection is then in `st.session_state[key]`.
     """
-    spec = cached.chart_spec(draw.__name__, options, tuple(sorted(more.items())), draw, table)
-    if title is not None:
-        spec["title"] = {"text": title, "fontSize": 13}
+    wanted = tuple(sorted(more.items()))
+    spec = _titled(cached.chart_spec(draw.__name__, options, wanted, draw, table), title)
+    if (gathered := _gathered.get()) is not None:
+        gathered.append(
+            Shown(
+                draw, table, options, wanted, title, name or _title(spec), alt, formula, table if data is None else data
+            )
+        )
     if style.presenter():
         spec["config"] = spec.get("config", {}) | _LARGE
+    small = _small(table)
     if on_select is None:
-        st.vega_lite_chart(table, spec, width="stretch", alt=alt, key=key)
+        st.vega_lite_chart(small, spec, width="stretch", alt=alt, key=key)
     else:
         st.vega_lite_chart(
-            table, spec, width="stretch", alt=alt, key=key, on_select=on_select, selection_mode=selection
+            small, spec, width="stretch", alt=alt, key=key, on_select=on_select, selection_mode=selection
         )
+
+
+def _titled(spec: dict[str, Any], title: str | None) -> dict[str, Any]:
+    return spec if title is None else {**spec, "title": {"text": title, "fontSize": 13}}
+
+
+def _title(spec: dict[str, Any]) -> str:
+    title = spec.get("title", "chart")
+    return title if isinstance(title, str) else title["text"]
+
+
+def _small(table: pd.DataFrame) -> pd.DataFrame:
+    """The table in fewer bytes for the browser: text that repeats is sent once, numbers in single precision."""
+    columns = {}
+    for column in table.columns:
+        values = table[column]
+        if values.dtype == "float64":
+            columns[column] = values.astype("float32")
+        elif values.dtype in ("object", "str") and 2 * values.nunique() <= len(values):
+            columns[column] = values.astype("category")
+    return table.assign(**columns)

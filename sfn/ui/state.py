@@ -116,6 +116,7 @@ def columns(raw: str) -> str:
 
 
 FIGURES = ("l2_shift", "rms_shift", "relative_shift", "cosine", "changed_share", "max_abs_shift")
+LAYOUTS = ("board", "paper")
 SCALES = ("linear", "log")
 PARTS = ("weight", "bias")
 FORMS = ("script", "paper")
@@ -142,6 +143,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("form", "form of the relative change", "script", one_of(*FORMS), _DELTA),
     Parameter("every", "step between layers", 0, number(int, 0, 1000), _DELTA),
     Parameter("tensor", "tensor", "", text(500), _DELTA),
+    Parameter("layout", "layout", "board", one_of(*LAYOUTS), _DELTA),
+    Parameter("beside", "second pair", "", text(64), _DELTA),
     Parameter("scan", "what to measure", "", text(2000), _DELTA),
     Parameter("recipe", "recipe", "", text(), _MERGE),
     Parameter("view", "view", "answers", one_of(*VIEWS), _MERGE),
