@@ -151,11 +151,11 @@ def heatmap(
         ),
     )
     base = alt.Chart(table).encode(x=x, y=y)
-    waiting = base.mark_rect(color=_FAINT[dark])
-    measured = base.transform_filter("isValid(datum.value)").mark_rect().encode(color=colour)
+    waiting = base.transform_filter("!isValid(datum.value)").mark_rect(color=_FAINT[dark], aria=False)
+    measured = base.transform_filter("isValid(datum.value)").mark_rect(aria=False).encode(color=colour)
     signs = (
         base.transform_filter("isValid(datum.sign) && datum.sign != ''")
-        .mark_text(fontSize=12)
+        .mark_text(fontSize=12, aria=False)
         .encode(
             text="sign:N",
             color=alt.condition("datum.sign == '▲'", alt.value(_ON_MOST[dark]), alt.value(_MUTED[dark])),
@@ -163,7 +163,7 @@ def heatmap(
     )
     cell = alt.selection_point(name="cell", fields=["name"], on="click", clear=False, toggle="true")
     top = (
-        base.mark_rect(fill="transparent", strokeWidth=2, cursor="pointer")
+        base.mark_rect(fill="transparent", strokeWidth=2, cursor="pointer", aria=False)
         .encode(
             stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
             tooltip=_board_tooltip(),
@@ -234,12 +234,12 @@ def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], last: int, *, l
             ],
         )
     )
-    strokes = base.mark_line(strokeWidth=2).encode(
+    strokes = base.mark_line(strokeWidth=2, aria=False).encode(
         strokeDash=alt.StrokeDash(
             "kind:N", scale=alt.Scale(domain=["matrix", "norm"], range=[[1, 0], NORM_DASH]), legend=None
         )
     )
-    points = base.mark_point(filled=True, size=36).add_params(one)
+    points = base.mark_point(filled=True, size=36, aria=False).add_params(one)
     return alt.layer(strokes, points).properties(
         autosize=FIT, height=300, title=f"{title[0].upper()}{title[1:]} over the layers"
     )
@@ -271,24 +271,36 @@ def histogram_small(table: pd.DataFrame, layers: Sequence[int], *, dark: bool, t
     return _tailed(inner, tails, None, top, "r").properties(autosize=FIT, height=140, title="module")
 
 
-def histogram_one(table: pd.DataFrame, form: str, *, dark: bool, top: float) -> Chart:
-    """One tensor's relative change: 200 inner bins, and what lies beyond ±1 as two bars apart, each with its share."""
+def histogram_one(table: pd.DataFrame, form: str, *, dark: bool, top: float, log: bool = False) -> Chart:
+    """One tensor's relative change: 200 inner bins, and what lies beyond ±1 as two bars apart, each with its share.
+
+    Dashed rules stand where clipping to ±1 would pile those up. log: shares per bin on a logarithmic axis, which is
+    linear below one in a million, so that an empty bin has a place.
+    """
     inner = alt.Chart(table).mark_rect(color=COLOUR_A)
     tails = alt.Chart(table).mark_rect(color=COLOUR_DAMAGE)
     labels = alt.Chart(table).mark_text(dy=-8, fontSize=12, color=_INK[dark]).encode(text="label:N")
-    return _tailed(inner, tails, labels, top, ratio_title(form)).properties(
-        autosize=FIT, height=240, title="Relative change of every element"
+    drawn = _tailed(inner, tails, labels, top, ratio_title(form), log=log)
+    edges = [
+        alt.Chart(table).mark_rule(strokeDash=[3, 3], color=_MUTED[dark]).encode(x=alt.datum(edge)) for edge in (-1, 1)
+    ]
+    return (
+        alt.layer(*edges, *drawn.layer)
+        .resolve_scale(y="independent")
+        .properties(autosize=FIT, height=240, title="Relative change of every element")
     )
 
 
-def _tailed(inner: alt.Chart, tails: alt.Chart, labels: alt.Chart | None, top: float, title: str) -> alt.LayerChart:
+def _tailed(
+    inner: alt.Chart, tails: alt.Chart, labels: alt.Chart | None, top: float, title: str, *, log: bool = False
+) -> alt.LayerChart:
     """Inner bins on the left axis, tails beyond ±1 on the right one: two scales, so that neither hides the other."""
     x_scale = alt.Scale(domain=[-1.42, 1.42], nice=False)
     x_axis = alt.Axis(values=[-1, -0.5, 0, 0.5, 1], title=title, grid=False)
     where = [alt.Tooltip("name:N", title="tensor"), alt.Tooltip("layer:Q", title="layer")]
-    left = alt.Y("share:Q", title="share per bin", scale=alt.Scale(zero=True)).axis(
-        format="~%", tickCount=4, grid=False
-    )
+    scale = alt.Scale(type="symlog", constant=1e-6) if log else alt.Scale(zero=True)
+    ticks = {"values": [0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]} if log else {"tickCount": 4}
+    left = alt.Y("share:Q", title="share per bin", scale=scale).axis(format="~%", grid=False, **ticks)
     right = alt.Y("share:Q", title="share beyond ±1", scale=alt.Scale(domain=[0, top])).axis(
         format="~%", tickCount=4, grid=False, orient="right"
     )

@@ -77,3 +77,47 @@ FIGURES: dict[str, Figure] = {
         ),
     )
 }
+
+SHAPES: dict[str, Figure] = {
+    figure.key: figure
+    for figure in (
+        Figure(
+            "dip",
+            "dip",
+            "Hartigan's dip of r inside ±1: distance between its distribution function and the nearest one with "
+            "a single mode",
+            "0 is one mode, 0.25 two that have nothing in common. Exact for the 200 bins; what did not change is left "
+            "out. p: how often as many elements with one mode dip so far, at most.",
+            ".4f",
+        ),
+        Figure(
+            "clipped_dip",
+            "dip with tails clipped",
+            "the dip when all beyond ±1 is piled onto the edges, as in the paper's plots",
+            "What dips only here has no inner modes: it is tails that were clipped.",
+            ".4f",
+        ),
+        Figure(
+            "ashman_d",
+            "Ashman's D",
+            "√2 |μ₁ − μ₂| / √(σ₁² + σ₂²) of two normal components fitted to r inside ±1 by expectation-maximisation",
+            "Over 2 the two stand apart. Alone it proves nothing: an even distribution has about 3.",
+            ".2f",
+        ),
+        Figure(
+            "sarle",
+            "Sarle's b",
+            "(g² + 1) / k, g the skewness and k the kurtosis of r inside ±1",
+            "Over 5/9 = 0.556 it speaks for two modes, or for one long tail.",
+            ".3f",
+        ),
+        Figure(
+            "outside",
+            "share beyond ±1",
+            "number of elements with |r| > 1 / n",
+            "What clipping to ±1 would pile onto the edges.",
+            ".2%",
+        ),
+    )
+}
+"""Figures of the shape of the relative change r, by their names in `sfn.modality.Modality`."""

@@ -18,7 +18,9 @@ from sfn.matrices import Matrix, Progress
 
 EXACT_SIDE = 1024
 KEPT = 64  # directions whose alignment is told, and singular values of a sketch
-_SKETCH, _ROUNDS, _SEED = 96, 3, 0  # columns of the sketch; walks back and forth
+ROUNDS = 3  # walks back and forth of a sketch
+PASSES = 2 * ROUNDS
+_SKETCH, _SEED = 96, 0  # columns of the sketch
 _WIDE_BLOCK, _HELD_EXACTLY = 1 << 21, 1 << 23  # elements
 _NOTHING = 1e-12  # singular values below this share of the first are rounding
 
@@ -187,9 +189,9 @@ def _sketched(walk: _Walk) -> tuple[_Directions, _Directions]:
     rows, columns = walk.matrix.shape
     random = np.random.default_rng(_SEED)
     basis = [random.standard_normal((columns, _SKETCH), np.float32) for _ in range(2)]
-    walk.passes = 2 * _ROUNDS
+    walk.passes = PASSES
     energy = [0.0, 0.0]
-    for walked in range(_ROUNDS):
+    for walked in range(ROUNDS):
         ranges = [np.empty((rows, _SKETCH), np.float32) for _ in range(2)]
         for start, *sides in walk.blocks():
             for place, block in enumerate(sides):

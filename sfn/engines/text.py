@@ -120,6 +120,22 @@ def load(folder: Path, label: str, *, extra_end_ids: Iterable[int] = ()) -> Spee
     return Speech(label, tokenizer, frozenset(ends), frozenset(hidden))
 
 
+def token_texts(speech: Speech, ids: Iterable[int]) -> tuple[str, ...]:
+    """What each token stands for by itself, on one line that shows all of it: spaces as ␣, what cannot be seen as its
+    code, a piece of a character as the tokenizer writes it; "" for a number that is no token's."""
+    return tuple(_token_text(speech.tokenizer, number) for number in ids)
+
+
+def _token_text(tokenizer: Any, number: int) -> str:
+    if not 0 <= number < len(tokenizer):
+        return ""
+    text = tokenizer.decode([number], clean_up_tokenization_spaces=False)
+    if not text or _BROKEN in text:
+        text = tokenizer.convert_ids_to_tokens(number) or ""
+    seen = (letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text.replace("\n", "⏎"))
+    return "".join("␣" if letter == " " else letter for letter in seen)
+
+
 def end_ids(folder: Path) -> set[int]:
     """End token ids that generation_config.json and config.json in `folder` name."""
     found: set[int] = set()

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from sfn.anatomy import Part
     from sfn.engines.text import Speech
     from sfn.jobs import Job
-    from sfn.lookups import Lookups
+    from sfn.looks import Look
+    from sfn.lookups import Lookup, Lookups
+    from sfn.modality import Modality
     from sfn.pairs import Pair
     from sfn.recipes import Place, Plan
-    from sfn.records import Generation, HistogramForm, Question
+    from sfn.records import Generation, HistogramForm, Question, TensorDelta
     from sfn.store import SavedPair
     from sfn.sweeps import Grid, Reading, Sweep
     from sfn.ui.board import Row
@@ -33,6 +35,9 @@ _lock = threading.Lock()
 _plans: OrderedDict[tuple[str, str], Plan] = OrderedDict()  # (pair key, recipe), the one asked for last at the end
 _MOST_PLANS = 64
 _plans_lock = threading.Lock()
+_looks: OrderedDict[tuple[str, ...], Look] = OrderedDict()
+_MOST_LOOKS = 24
+_looks_lock = threading.Lock()
 _MOST_RECENT = 30
 _NEWEST = 5000  # answers that the filters of the History page are made from
 
@@ -217,6 +222,56 @@ def _measured_board(pair_key: str, measured: int, part: str) -> pd.DataFrame:
     from sfn import tables
 
     return tables.measured_board(delta_table(pair_key, measured), part)
+
+
+def look(pair: Pair, name: str, kind: str, *, expert: int | None = None, part: str = "") -> Look | None:
+    """A closer look at a tensor (`sfn.looks`) if it is in the store; the last ones are remembered as records."""
+    from sfn import looks
+
+    settings = looks.settings(kind, expert=expert, part=part)
+    key = (str(workbench().store.path), pair.key, name, kind, settings)
+    with _looks_lock:
+        if key in _looks:
+            _looks.move_to_end(key)
+            return _looks[key]
+    content = workbench().store.look(pair.key, name, kind, settings)
+    if content is None:
+        return None
+    found = looks.from_content(kind, content)
+    with _looks_lock:
+        _looks[key] = found
+        if len(_looks) > _MOST_LOOKS:
+            _looks.popitem(last=False)
+    return found
+
+
+def modality(pair_key: str, found: TensorDelta, form: HistogramForm) -> Modality:
+    """`sfn.modality.of` one measured tensor."""
+    return _modality(pair_key, found.name, form, found)
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _modality(pair_key: str, name: str, form: HistogramForm, _found: TensorDelta) -> Modality:
+    from sfn import modality
+
+    return modality.of(_found, form)
+
+
+def token_texts(pair: Pair, side: Literal["A", "B"], ids: tuple[int, ...]) -> Lookup:
+    """What the tokens with these numbers stand for, as one line each, "" where there is no such token.
+
+    The tokenizer is loaded in the background; a short while is waited for it.
+    """
+    checkpoint = pair.checkpoint(side)
+
+    def decode() -> tuple[str, ...]:
+        from sfn.engines import text
+
+        return text.token_texts(speech(str(checkpoint.speech_folder()), checkpoint.label), ids)
+
+    key = ("tokens", pair.key, side, ids)
+    asked = lookups().ask(key, decode, fresh_s=float("inf"))
+    return lookups().wait(key, 0.3) if asked.state == "asking" else asked
 
 
 def board_rows(pair: Pair) -> tuple[Row, ...]:

@@ -121,6 +121,9 @@ SCALES = ("linear", "log")
 PARTS = ("weight", "bias")
 FORMS = ("script", "paper")
 MODES = ("plain", "chat")
+BARS = ("linear", "log")
+MAPS = ("size", "signed")
+ROWS_BY = ("l2_shift", "relative_shift")
 SHOW = ("drawn", "plain", "difference")
 MOST_COLUMNS, BETWEEN_COLUMNS = 6, "|"  # no recipe has a bar
 MOST_SAMPLES = 32
@@ -145,6 +148,12 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("tensor", "tensor", "", text(500), _DELTA),
     Parameter("layout", "layout", "board", one_of(*LAYOUTS), _DELTA),
     Parameter("beside", "second pair", "", text(64), _DELTA),
+    Parameter("bars", "scale of the histogram", "linear", one_of(*BARS), _DELTA),
+    Parameter("map_of", "map", "size", one_of(*MAPS), _DELTA),
+    Parameter("map_part", "part of the map", "", text(60), _DELTA),
+    Parameter("directions", "number of directions", 8, number(int, 1, 64), _DELTA),
+    Parameter("rows_by", "order of the rows", "l2_shift", one_of(*ROWS_BY), _DELTA),
+    Parameter("of_expert", "expert", 0, number(int, 0, 100_000), _DELTA),
     Parameter("scan", "what to measure", "", text(2000), _DELTA),
     Parameter("recipe", "recipe", "", text(), _MERGE),
     Parameter("view", "view", "answers", one_of(*VIEWS), _MERGE),

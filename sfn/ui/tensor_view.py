@@ -1,4 +1,6 @@
-"""The panel of one tensor on the page "Delta": its histogram with the tails apart, its figures with their formulas."""
+"""The panel of one tensor on the page "Delta": its histogram with the tails apart and what is read from it, its figures
+with their formulas. Map, spectrum and rows are `looks_view`'s.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,18 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from sfn.figures import FIGURES
-from sfn.ui import cached, failures, plots, state
+from sfn.figures import FIGURES, SHAPES
+from sfn.ui import cached, failures, looking, looks_view, plots, state
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sfn.modality import Modality
     from sfn.pairs import Pair, TensorPair
     from sfn.records import Histogram, TensorDelta
 
 _SIBLING = "_tensor_sibling"
+_LAST = "_tensor_last"  # the tensor that was drawn last
 
 
 def draw(pair: Pair, board: pd.DataFrame, deltas: pd.DataFrame) -> None:
@@ -25,6 +29,10 @@ def draw(pair: Pair, board: pd.DataFrame, deltas: pd.DataFrame) -> None:
     if not name:
         return
     row = pair.by_name.get(name)
+    if st.session_state.get(_LAST, name) != name:
+        state.put("map_part", "")  # of another tensor
+        looking.leave(pair, st.session_state[_LAST])
+    st.session_state[_LAST] = name
     with st.container(border=True):
         _head(pair, row, name)
         if row is None:
@@ -39,9 +47,11 @@ def draw(pair: Pair, board: pd.DataFrame, deltas: pd.DataFrame) -> None:
             return
         left, right = st.columns([3, 2])
         with left:
-            _histogram(found)
+            _histogram(pair, found)
         with right:
             _figures(found)
+        st.caption("A large change does not show that a tensor carries an ability: that takes moving it, on Merge.")
+        looks_view.draw(pair, row, deltas)
 
 
 def _head(pair: Pair, row: TensorPair | None, name: str) -> None:
@@ -100,21 +110,57 @@ def _siblings(place: st.delta_generator.DeltaGenerator, pair: Pair, row: TensorP
     )
 
 
-def _histogram(found: TensorDelta) -> None:
+def _histogram(pair: Pair, found: TensorDelta) -> None:
     from sfn import charts, tables
 
+    state.prepare("bars")
     form = state.get("form")
     histogram = found.histogram if form == "script" else found.histogram_paper
     table = tables.one_histogram(found, histogram)
+    log = st.segmented_control(
+        "Shares", state.BARS, key="bars", required=True, label_visibility="collapsed",
+        help="Logarithmic shares show the foot of the distribution.", **state.KEEP,
+    ) == "log"  # fmt: skip
     plots.show(
         charts.histogram_one,
         table,
         form,
         dark=plots.dark(),
         top=charts.tail_top(table[table["kind"] == "tail"]),
+        log=log,
         alt=f"Histogram of the relative change of {found.name}: {_shares(histogram, found.n)}.",
+        formula=charts.ratio_title(form),
     )
-    st.caption(failures.escaped(_shares(histogram, found.n)))
+    st.caption(failures.escaped(f"{_shares(histogram, found.n)}. Dashed: where clipping to ±1 would pile up the rest."))
+    _modes(cached.modality(pair.key, found, form))
+
+
+def _modes(found: Modality) -> None:
+    """The verdict on the modes inside ±1, and the figures it stands on, each with its formula."""
+    from sfn import modality
+
+    st.markdown(failures.escaped(modality.in_words(found)))
+    if found.verdict == "unknown":
+        return
+    p = "p ≤ 0.001" if found.p <= 0.001 else f"p about {found.p:.2g}"
+    first, second = found.means
+    fitted = (
+        f"Here μ {first:.3f} and {second:.3f}, σ {found.deviations[0]:.3f} and {found.deviations[1]:.3f}, shares "
+        f"{found.share:.0%} and {1 - found.share:.0%}."
+    )
+    asked = f"Two modes need p ≤ {modality.LEAST_P} and a dip of at least {modality.LEAST_DIP}."
+    figures = [
+        (SHAPES["dip"], f"{found.dip:.4f} ({p})", asked),
+        (SHAPES["clipped_dip"], f"{found.clipped_dip:.4f}", ""),
+        (SHAPES["ashman_d"], f"{found.ashman_d:.2f}", fitted),
+        (SHAPES["sarle"], f"{found.sarle:.3f}", ""),
+    ]
+    words = " · ".join(
+        f'<span title="{html.escape(f"{figure.formula}. {figure.meaning} {more}")}">{html.escape(figure.title)} '
+        f"<b>{html.escape(value)}</b></span>"
+        for figure, value, more in figures
+    )
+    st.html(f'<div class="sfn-muted sfn-modes">{words}</div>')
 
 
 def _shares(histogram: Histogram, n: int) -> str:

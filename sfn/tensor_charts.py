@@ -1,0 +1,230 @@
+"""Charts of a closer look at one tensor: map, spectrum, alignment, heads and experts. As in `sfn.charts`: tables ->
+Altair, no Streamlit, no figure computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from sfn import delta_map, raster, spectrum
+from sfn.charts import COLOUR_A, COLOUR_DAMAGE, FIT
+
+if TYPE_CHECKING:
+    from sfn.charts import Chart
+
+_TOLD = 64  # tiles each way that tell their value on hover
+_RIGHT, _LEFT = "#1B9E77", "#A6761D"  # neither A's blue nor B's orange
+SIDES = ("inputs (right)", "outputs (left)", "by chance")
+
+
+# Map
+
+
+def map_values(found: delta_map.DeltaMap, *, signed: bool) -> tuple[np.ndarray, float, float]:
+    """The numbers drawn, and where the colours begin and end: the 99.5th percentile, so that few blocks do not flatten
+    the rest."""
+    values = found.mean if signed else found.mean_abs
+    high = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max())
+    return values, -high if signed else 0.0, high
+
+
+def map_table(found: delta_map.DeltaMap, shape: tuple[int, int], *, signed: bool) -> pd.DataFrame:
+    """Two rows with the picture (column `url`), on light and on dark, and one for each tile that tells its value: at
+    most 64 x 64."""
+    values, low, high = map_values(found, signed=signed)
+    at = delta_map.region(found.part, shape)
+    step = [-(-size // _TOLD) for size in values.shape]
+    tiles = [
+        (row, column) for row in range(0, values.shape[0], step[0]) for column in range(0, values.shape[1], step[1])
+    ]
+    rows = [at.row + row * found.block[0] for row, _ in tiles]
+    columns = [at.column + column * found.block[1] for _, column in tiles]
+    table = pd.DataFrame(
+        {
+            "row": rows,
+            "row2": [min(row + step[0] * found.block[0], at.row_end) for row in rows],
+            "column": columns,
+            "column2": [min(column + step[1] * found.block[1], at.column_end) for column in columns],
+            "value": [float(values[r : r + step[0], c : c + step[1]].mean()) for r, c in tiles],
+        }
+    )
+    urls = [raster.data_url(values, low, high, raster.colours(signed=signed, dark=dark)) for dark in (False, True)]
+    picture = pd.DataFrame({"url": urls, "theme": ["light", "dark"], "row": at.row, "column": at.column})
+    return pd.concat([picture, table], ignore_index=True)
+
+
+def delta_map_chart(
+    table: pd.DataFrame, part: delta_map.Region, low: float, high: float, *, signed: bool, dark: bool
+) -> Chart:
+    """The pooled change (`map_table`); rows are outputs, downwards. A brush selects a part: parameter "zoom"."""
+    said = "mean of w_B − w_A" if signed else "mean of |w_B − w_A|"
+    x = alt.Scale(domain=[part.column, part.column_end], nice=False, zero=False)
+    y = alt.Scale(domain=[part.row, part.row_end], nice=False, zero=False, reverse=True)
+    axis = alt.Axis(format="d", tickMinStep=1, grid=False, tickCount=5)
+    stops = raster.colours(signed=signed, dark=dark)
+    domain = [float(stop) for stop in np.linspace(low, high, len(stops))] if high > low else [0.0, 1.0]
+    colour = alt.Scale(domain=domain, range=list(stops[: len(domain)]), interpolate="rgb", clamp=True)
+    picture = (
+        alt.Chart(table)
+        .transform_filter(f"datum.theme == '{'dark' if dark else 'light'}'")
+        .mark_image(
+            aspect=False,
+            smooth=False,
+            align="left",
+            baseline="top",
+            width=alt.ExprRef("width"),
+            height=alt.ExprRef("height"),
+        )
+        .encode(url="url:N", x=alt.value(0), y=alt.value(0))
+    )
+    brush = alt.selection_interval(name="zoom", encodings=["x", "y"])
+    tiles = (
+        alt.Chart(table)
+        .transform_filter("!isValid(datum.url)")
+        .mark_rect(opacity=0)
+        .encode(
+            x=alt.X("column:Q", title="column (input)", scale=x, axis=axis),
+            x2="column2:Q",
+            y=alt.Y("row:Q", title="row (output)", scale=y, axis=axis),
+            y2="row2:Q",
+            color=alt.Color(
+                "value:Q",
+                title=None,
+                scale=colour,
+                legend=alt.Legend(gradientLength=180, gradientOpacity=1, format=".2~e", tickCount=4),
+            ),
+            tooltip=[
+                alt.Tooltip("row:Q", title="from row"),
+                alt.Tooltip("row2:Q", title="to before"),
+                alt.Tooltip("column:Q", title="from column"),
+                alt.Tooltip("column2:Q", title="to before"),
+                alt.Tooltip("value:Q", title=said, format=".3~e"),
+            ],
+        )
+        .add_params(brush)
+    )
+    return alt.layer(picture, tiles).properties(autosize=FIT, height=300, title=f"Where it changed: {said}")
+
+
+# Spectrum
+
+
+def spectrum_table(found: spectrum.Spectrum, k: int) -> pd.DataFrame:
+    """Share of the energy in each direction of the change, that of a random matrix, and one row for k."""
+    rows = []
+    random = spectrum.random_shares(found.shape, len(found.values))
+    for kind, shares in (("ΔW", found.shares), ("random", random)):
+        rows.append(
+            pd.DataFrame(
+                {
+                    "kind": kind,
+                    "direction": np.arange(1, len(shares) + 1),
+                    "share": np.where(shares > 1e-14, shares, np.nan),
+                    "together": np.cumsum(shares),
+                }
+            )
+        )
+    rows.append(pd.DataFrame({"kind": ["k"], "direction": [k]}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def spectrum_chart(table: pd.DataFrame, last: int) -> Chart:
+    """Energy s_i² / Σ s_i² of direction i beside that of a random matrix of the same shape and norm; a rule at k."""
+    base = alt.Chart(table)
+    x = alt.X(
+        "direction:Q", title="direction i", scale=alt.Scale(type="log", domain=[1, max(2, last)], nice=False)
+    ).axis(format="d", grid=False, tickCount=5)
+    curve = (
+        base.transform_filter("isValid(datum.share)")
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=x,
+            y=alt.Y("share:Q", title="share of energy, s_i² / Σ s²", scale=alt.Scale(type="log")).axis(
+                format=".2~%", gridOpacity=0.4, tickCount=5
+            ),
+            color=alt.Color(
+                "kind:N", title=None, scale=alt.Scale(domain=["ΔW", "random"], range=[COLOUR_A, COLOUR_DAMAGE])
+            ).legend(orient="top"),
+            strokeDash=alt.StrokeDash(
+                "kind:N", scale=alt.Scale(domain=["ΔW", "random"], range=[[1, 0], [5, 3]]), legend=None
+            ),
+            tooltip=[
+                alt.Tooltip("kind:N", title="matrix"),
+                alt.Tooltip("direction:Q"),
+                alt.Tooltip("share:Q", title="share of energy", format=".3~%"),
+                alt.Tooltip("together:Q", title="first to this one", format=".3~%"),
+            ],
+        )
+    )
+    rule = base.transform_filter("datum.kind == 'k'").mark_rule(strokeDash=[2, 3], color=COLOUR_DAMAGE).encode(x=x)
+    return alt.layer(rule, curve).properties(autosize=FIT, height=230, title="Spectrum of ΔW")
+
+
+def alignment_table(found: spectrum.Spectrum, k: int) -> pd.DataFrame:
+    """Overlap of the first k directions with w_A's, on either side, and by chance."""
+    many = len(found.left)
+    count = np.arange(1, many + 1)
+    chance = count / found.shape[0], count / found.shape[1]
+    sides = [(SIDES[0], found.right), (SIDES[1], found.left), (SIDES[2], np.maximum(*chance))]
+    tables = [pd.DataFrame({"kind": kind, "k": count, "overlap": values}) for kind, values in sides]
+    return pd.concat([*tables, pd.DataFrame({"kind": ["k"], "k": [k]})], ignore_index=True)
+
+
+def alignment_chart(table: pd.DataFrame, last: int) -> Chart:
+    """Overlap with w_A's leading directions against k."""
+    base = alt.Chart(table)
+    x = alt.X("k:Q", title="k", scale=alt.Scale(domain=[1, max(2, last)], nice=False)).axis(format="d", grid=False)
+    scale = alt.Scale(domain=list(SIDES), range=[_RIGHT, _LEFT, COLOUR_DAMAGE])
+    curve = (
+        base.transform_filter("datum.kind != 'k'")
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=x,
+            y=alt.Y("overlap:Q", title="overlap, ‖U_kᵀ V_k‖² / k", scale=alt.Scale(domainMin=0)).axis(
+                format="~%", gridOpacity=0.4, tickCount=4
+            ),
+            color=alt.Color("kind:N", title=None, scale=scale).legend(orient="top"),
+            strokeDash=alt.StrokeDash(
+                "kind:N", scale=alt.Scale(domain=list(SIDES), range=[[1, 0], [8, 2], [3, 3]]), legend=None
+            ),
+            tooltip=[alt.Tooltip("kind:N", title="side"), "k:Q", alt.Tooltip("overlap:Q", format=".2%")],
+        )
+    )
+    rule = base.transform_filter("datum.kind == 'k'").mark_rule(strokeDash=[2, 3], color=COLOUR_DAMAGE).encode(x=x)
+    return alt.layer(rule, curve).properties(
+        autosize=FIT, height=150, title="Do the first k directions lie along w_A's?"
+    )
+
+
+# Heads, experts
+
+
+def pieces_table(labels: Sequence[str], shift: np.ndarray, relative: np.ndarray) -> pd.DataFrame:
+    """One row per head or expert: number, label, L2 and relative shift."""
+    return pd.DataFrame(
+        {"number": range(len(labels)), "piece": list(labels), "l2_shift": shift, "relative_shift": relative}
+    )
+
+
+def pieces_chart(table: pd.DataFrame, figure: str, what: str) -> Chart:
+    """One bar per head or expert, by one figure; the dashed rule is their median."""
+    titles = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}
+    base = alt.Chart(table)
+    bars = base.mark_bar(color=COLOUR_A).encode(
+        x=alt.X("number:O", title=what).axis(labelAngle=0, labelOverlap=True, ticks=False, grid=False),
+        y=alt.Y(f"{figure}:Q", title=titles[figure]).axis(format=".3~g", tickCount=4, gridOpacity=0.4),
+        tooltip=[
+            alt.Tooltip("piece:N", title=what),
+            alt.Tooltip("l2_shift:Q", title="L2 shift", format=".4~g"),
+            alt.Tooltip("relative_shift:Q", title="relative shift", format=".4~g"),
+        ],
+    )
+    rule = base.mark_rule(strokeDash=[4, 3], color=COLOUR_DAMAGE).encode(y=f"median({figure}):Q")
+    return alt.layer(bars, rule).properties(
+        autosize=FIT, height=180, title=f"{titles[figure][0].upper()}{titles[figure][1:]} of each {what}"
+    )

@@ -1,0 +1,89 @@
+"""Closer looks at the tensor that is open: from the store, or by a job with progress and cancel; draws no result."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from sfn.ui import cached, failures, opening, scanning, state, words
+
+if TYPE_CHECKING:
+    from sfn.jobs import Job
+    from sfn.looks import Look
+    from sfn.pairs import Pair, TensorPair
+
+POLL_S = 0.5
+_UNASKED_BYTES = 64_000_000  # of both sides: what is looked at without a click
+_PATIENCE_S = 0.25  # for a look that is there at once
+
+
+def wanted(pair: Pair, row: TensorPair, kind: str, *, expert: int | None = None, part: str = "") -> Look | None:
+    """The look, if the store has it. A small tensor on this machine is looked at unasked."""
+    found = cached.look(pair, row.name, kind, expert=expert, part=part)
+    if found is not None or scanning.from_network(pair) or read_bytes(row, expert) > _UNASKED_BYTES:
+        return found
+    if job_of(pair, row, kind, expert, part) is None:
+        job = cached.workbench().look(pair, row.name, kind, state.browser(), expert=expert, part=part)
+        job.finished.wait(_PATIENCE_S)
+        return cached.look(pair, row.name, kind, expert=expert, part=part)
+    return None
+
+
+def job_of(pair: Pair, row: TensorPair, kind: str, expert: int | None, part: str) -> Job | None:
+    """The job that looks so, or did."""
+    from sfn import looks
+
+    bench = cached.workbench()
+    return bench.jobs.find(bench.look_key(pair, row.name, kind, looks.settings(kind, expert=expert, part=part)))
+
+
+def running(pair: Pair, name: str) -> list[Job]:
+    """Looks at this tensor that wait or run."""
+    key = f"look:{pair.key}:{name}:"
+    return [job for job in cached.workbench().jobs.active() if job.key.startswith(key)]
+
+
+def leave(pair: Pair, name: str) -> None:
+    """Withdraw this viewer from the looks at a tensor that is no longer on screen."""
+    for job in running(pair, name):
+        if state.browser() in job.owners:
+            opening.cancel(job.id)
+
+
+def read_bytes(row: TensorPair, expert: int | None = None) -> int:
+    """Bytes of both sides that a look reads once."""
+    size = sum(info.size_bytes for info in (row.a, row.b) if info is not None)
+    return size // row.a.shape[0] if expert is not None and row.a is not None and row.a.shape[0] else size
+
+
+def absent(pair: Pair, row: TensorPair, kind: str, *, expert: int | None = None, part: str = "") -> None:
+    """In the place of a look that is not there: its progress, why it failed, or the button that begins it."""
+    job = job_of(pair, row, kind, expert, part)
+    if job is not None and job.active:
+        left = words.eta(job.eta_s) if job.total else "waiting"
+        st.progress(job.share, text=failures.escaped(f"Computing · {left}"))
+        st.button("Cancel", key=f"cancel_look_{kind}", on_click=opening.cancel, args=(job.id,))
+        return
+    if job is not None and job.state == "failed":
+        failures.sentence(job.error)
+    over = " over the network" if scanning.from_network(pair) else ""
+    passes = _passes(row, kind, expert)
+    times = f", {passes} times" if passes > 1 else ""
+    st.caption(f"Not computed yet: it means reading {words.size(read_bytes(row, expert))}{over}{times}. Kept then.")
+    st.button("Compute", key=f"compute_{kind}", on_click=_start, args=(pair, row.name, kind, expert, part))
+
+
+def _passes(row: TensorPair, kind: str, expert: int | None) -> int:
+    from sfn import spectrum
+
+    if kind != "spectrum" or row.a is None:
+        return 1
+    shape = row.a.shape[1:] if expert is not None else row.a.shape
+    sides = shape[0], math.prod(shape[1:])
+    return 2 if min(sides) <= spectrum.EXACT_SIDE else spectrum.PASSES
+
+
+def _start(pair: Pair, name: str, kind: str, expert: int | None, part: str) -> None:
+    cached.workbench().look(pair, name, kind, state.browser(), expert=expert, part=part)

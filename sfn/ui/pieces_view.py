@@ -1,0 +1,176 @@
+"""What the rows and columns of a tensor make up, and which of them moved most: heads, experts, tokens, features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import streamlit as st
+
+from sfn.ui import cached, failures, looking, plots, state, words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from sfn.pairs import Pair, TensorPair
+    from sfn.slices import Slices
+
+_SHOWN_TOKENS, _SHOWN = 100, 20
+_TABLE_HEIGHT = 320
+_TITLES = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}
+
+
+def draw(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
+    """Heads, experts, tokens or the rows and columns that moved most. deltas: `Store.delta_table`."""
+    by = _by()
+    if row.part.expert is not None:
+        _experts_of_cell(row, deltas, by)
+    found = looking.wanted(pair, row, "slices")
+    if found is None:
+        st.markdown("**Rows and columns**")
+        looking.absent(pair, row, "slices")
+        return
+    _draw(pair, row, found, by)
+
+
+def _by() -> str:
+    state.prepare("rows_by")
+    return st.segmented_control(
+        "Order by",
+        state.ROWS_BY,
+        key="rows_by",
+        required=True,
+        format_func=_TITLES.__getitem__,
+        help="L2 shift: ‖w_B − w_A‖₂ of the row, column, head or expert. Relative shift: that by ‖w_A‖₂ of the same.",
+        **state.KEEP,
+    )
+
+
+def _draw(pair: Pair, row: TensorPair, found: Slices, by: str) -> None:
+    from sfn import slices
+
+    shape = tuple(row.a.shape) if row.a is not None else ()
+    if (cut := slices.heads(pair, row.part, shape)) is not None:
+        shift, norm = slices.by_head(found, cut)
+        which = f"{'Rows' if cut.axis == 'rows' else 'Columns'} of {cut.width} make a head, by A's config.json"
+        _bars([cut.label(number) for number in range(cut.count)], shift, norm, by,
+              "head" if cut.shared_by == 1 else "KV head", which)  # fmt: skip
+    if len(shape) >= 3:
+        labels = [f"expert {number}" for number in range(shape[0])]
+        _bars(labels, found.row_shift, found.row_norm, by, "expert", "All experts lie in this one tensor")
+        return
+    if row.part.role in ("embed_tokens", "lm_head") and len(shape) == 2:
+        _tokens(pair, found, by)
+        return
+    left, right = st.columns(2, gap="medium")
+    with left:
+        one = "element" if len(shape) < 2 else "row (output)"
+        _most(found.row_shift, found.row_norm, by, one)
+    if len(found.column_shift) > 1:
+        with right:
+            _most(found.column_shift, found.column_norm, by, "column (input)")
+
+
+def _bars(labels: Sequence[str], shift: np.ndarray, norm: np.ndarray, by: str, what: str, how: str) -> None:
+    from sfn import slices, tensor_charts
+
+    relative = slices.relative(shift, norm)
+    plots.show(
+        tensor_charts.pieces_chart,
+        tensor_charts.pieces_table(labels, shift, relative),
+        by,
+        what,
+        alt=f"{_TITLES[by]} of each {what}.",
+        formula="‖w_B − w_A‖₂, and that by ‖w_A‖₂, of its rows or columns",
+    )
+    st.caption(failures.escaped(f"{_most_in_words(labels, shift if by == 'l2_shift' else relative, by)} {how}."))
+
+
+def _most_in_words(labels: Sequence[str], values: np.ndarray, by: str) -> str:
+    known = np.nan_to_num(values, nan=-1.0)
+    if known.max(initial=0) <= 0:
+        return "None of them moved."
+    first, middle = int(known.argmax()), float(np.nanmedian(values))
+    times = f", {known[first] / middle:.1f} times the median" if middle > 0 else ""
+    return f"{labels[first][0].upper()}{labels[first][1:]} moved furthest by {_TITLES[by]}{times}."
+
+
+def _experts_of_cell(row: TensorPair, table: pd.DataFrame, by: str) -> None:
+    """All experts of the same module and layer, each a tensor of its own, from the figures in the store."""
+    part = row.part
+    here = table[
+        (table["module"] == part.module) & (table["layer"] == part.layer) & (table["parameter"] == part.parameter)
+    ].dropna(subset=["expert"]).sort_values("expert")  # fmt: skip
+    if len(here) < 2:
+        return
+    from sfn import tensor_charts
+
+    labels = [f"expert {number}" for number in here["expert"]]
+    shift, relative = (here[key].to_numpy(np.float64) for key in ("l2_shift", "relative_shift"))
+    plots.show(
+        tensor_charts.pieces_chart,
+        tensor_charts.pieces_table(labels, shift, relative),
+        by,
+        "expert",
+        alt=f"{_TITLES[by]} of each expert.",
+        formula="‖w_B − w_A‖₂, and that by ‖w_A‖₂, of each expert's tensor",
+    )
+    st.caption(failures.escaped(_most_in_words(labels, shift if by == "l2_shift" else relative, by)))
+
+
+def _ranking(shift: np.ndarray, norm: np.ndarray, by: str, most: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Places that moved most, the furthest first, and their columns of a table."""
+    from sfn import slices
+
+    relative = slices.relative(shift.astype(np.float64), norm.astype(np.float64))
+    values = np.nan_to_num(shift if by == "l2_shift" else relative, nan=-1.0)
+    order = np.argsort(-values, kind="stable")[:most]
+    middle = float(np.median(values[values >= 0])) if (values >= 0).any() else 0.0
+    times = values[order] / middle if middle > 0 else np.full(len(order), np.nan)
+    return order, {
+        "L2 shift": shift[order].astype(np.float64),
+        "relative shift": relative[order],
+        "× median": np.where(values[order] >= 0, times, np.nan),
+    }
+
+
+_FORMATS = {"L2 shift": "%.4g", "relative shift": "%.4g", "× median": "%.1f"}
+
+
+def _show(table: pd.DataFrame, height: int = _TABLE_HEIGHT) -> None:
+    config = {name: st.column_config.NumberColumn(format=text) for name, text in _FORMATS.items()}
+    st.dataframe(table, hide_index=True, height=height, column_config=config)
+
+
+def _most(shift: np.ndarray, norm: np.ndarray, by: str, what: str) -> None:
+    import pandas as pd
+
+    order, columns = _ranking(shift, norm, by, _SHOWN)
+    st.markdown(f"**The {words.many(len(order), what.split(' ')[0])} that moved most**, of {len(shift):,}")
+    _show(pd.DataFrame({what: order} | columns))
+
+
+# Tokens
+
+
+def _tokens(pair: Pair, found: Slices, by: str) -> None:
+    import pandas as pd
+
+    order, columns = _ranking(found.row_shift, found.row_norm, by, _SHOWN_TOKENS)
+    ids = tuple(int(number) for number in order)
+    st.markdown(f"**The {len(ids)} tokens whose rows moved most**, of {len(found.row_shift):,}")
+    texts: dict[str, Any] = {}
+    for side in ("A", "B"):
+        asked = cached.token_texts(pair, side, ids)
+        if asked.state == "failed":
+            st.caption(failures.escaped(asked.error))
+        texts[side] = list(asked.value) if asked.state == "done" else ["…"] * len(ids)
+    same = texts["A"] == texts["B"]
+    shown = {"token": texts["A"]} if same else {"token in A": texts["A"], "token in B": texts["B"]}
+    _show(pd.DataFrame(shown | {"number": ids} | columns), height=420)
+    st.caption(
+        "A token's row is what the model knows it by. Spaces are shown as ␣, other signs that cannot be seen as their "
+        "code; a row without text belongs to no token. Rare tokens often move least, or not at all."
+    )
