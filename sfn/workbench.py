@@ -50,6 +50,7 @@ class Workbench:
                     job.report(done, total, f"{label}: {name}", "bytes")
 
                 side.fingerprint_with(self.store.file_hashes, progress)
+            job.report(0, 0, "comparing configs and tokenizers")
             pair = pairs.compare(*sides)
             named = {"a": lasting_name(a, pair.a), "b": lasting_name(b, pair.b)}
             self.store.save_pair(pair.key, pair.a, pair.b, {"report": pair.report()} | named)

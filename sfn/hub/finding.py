@@ -19,6 +19,7 @@ from sfn.shards import shard_names
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
+_TIMEOUT_S = 10.0
 _USABLE = ("text-generation", "safetensors")
 _MOST_CHILDREN = 60  # asked for, of which the likeliest are offered
 _REASONING = re.compile(r"(^|[^a-z])(r1|s1|o1|qwq|reason\w*|think\w*|distill\w*|cot|math)([^a-z]|$)", re.IGNORECASE)
@@ -57,25 +58,32 @@ def search(words: str, most: int = 8) -> tuple[Found, ...]:
 
     Raises HubError.
     """
-    return _listed(words, most, search=words, filter=_USABLE)
+    return _listed(words, most, search=words, filter=list(_USABLE))
 
 
 def children(repo: str, most: int = 4) -> tuple[Found, ...]:
     """Models whose cards say that they were fine-tuned from `repo`: first those whose names speak of reasoning, then
     by downloads. Raises HubError.
     """
-    found = _listed(repo, _MOST_CHILDREN, filter=(f"base_model:finetune:{repo}", *_USABLE))
+    found = _listed(repo, _MOST_CHILDREN, filter=[f"base_model:finetune:{repo}", *_USABLE])
     return tuple(sorted(found, key=lambda one: not _REASONING.search(one.repo.partition("/")[2])))[:most]
 
 
 def _listed(what: str, most: int, **criteria: object) -> tuple[Found, ...]:
-    from huggingface_hub import HfApi
+    """One page of the Hub's list. `HfApi.list_models` asks again for half a minute where there is no network; who types
+    is told at once."""
+    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    api = HfApi(endpoint=access.endpoint(), token=access.token() or False, library_name="sfn")
-    wanted = ["downloads", "gated", "safetensors"]
+    if access.offline():
+        raise access.unreached(what, "offline")
+    wanted = {"sort": "downloads", "limit": most, "expand": ["downloads", "gated", "safetensors"], **criteria}
 
     def ask() -> list[ModelInfo]:
-        return list(api.list_models(sort="downloads", limit=most, expand=wanted, **criteria))  # type: ignore[arg-type]
+        url, headers = f"{access.endpoint()}/api/models", access.headers()
+        answer = get_session().get(url, params=wanted, headers=headers, timeout=_TIMEOUT_S)
+        hf_raise_for_status(answer)
+        return [ModelInfo(**item) for item in answer.json()]
 
     return tuple(_found(info) for info in patiently(ask, what))
 

@@ -46,17 +46,17 @@ def notice(pair: Pair) -> None:
     if missing_bytes(pair):
         with st.container(border=True, key="fetch_notice", gap=None):
             st.markdown("**The engines need both models on this machine.** Recipes can be made before that.")
-            offer(pair)
+            offer(pair, beside=True)
 
 
-def offer(pair: Pair) -> None:
-    """The download of what is missing: its size, the room for it, progress, cancel."""
+def offer(pair: Pair, *, beside: bool = False) -> None:
+    """The download of what is missing: its size, the room for it, progress, cancel. beside: the button, to the text."""
     job = cached.workbench().jobs.find(f"fetch:{pair.key}")
     running = job is not None and job.active
-    st.fragment(_offer, run_every=_POLL_S if running else None)(pair, running)
+    st.fragment(_offer, run_every=_POLL_S if running else None)(pair, running, beside)
 
 
-def _offer(pair: Pair, was_running: bool) -> None:
+def _offer(pair: Pair, was_running: bool, beside: bool) -> None:
     with failures.shown():
         job = cached.workbench().jobs.find(f"fetch:{pair.key}")
         running = job is not None and job.active
@@ -68,17 +68,17 @@ def _offer(pair: Pair, was_running: bool) -> None:
             left.progress(job.share, text=failures.escaped(opening.moving(job)))
             right.button("Cancel", key="cancel_fetch", on_click=opening.cancel, args=(job.id,))
             return
-        _button(pair, job)
+        _button(pair, job, beside)
 
 
-def _button(pair: Pair, job: Job | None) -> None:
+def _button(pair: Pair, job: Job | None, beside: bool) -> None:
     missing, machine = missing_bytes(pair), asked.machine().value
     if job is not None and job.state == "failed":
         failures.failure(job.failure or SfnError(job.error))
     free = f", {words.size(machine.hub_free_bytes)} are free" if machine else ""
     again = job is not None and job.state in ("failed", "cancelled")
     kept = "What was fetched is kept. " if again else ""
-    left, right = st.columns([3, 1.4], vertical_alignment="center")
+    left, right = st.columns([4, 1], vertical_alignment="center") if beside else (st.container(), st.container())
     left.caption(
         f"{kept}{words.size(missing)} to the Hub's cache on this machine{free}. Then Merge can run, and Delta reads "
         "from the disk."
@@ -86,7 +86,7 @@ def _button(pair: Pair, job: Job | None) -> None:
     refusal = abilities.fetch_refusal(pair, machine) if machine else ""
     right.button(
         "Go on downloading" if again else f"Download {words.size(missing)}", key="fetch", disabled=bool(refusal),
-        on_click=_start, args=(pair,), icon=":material/download:", width="stretch",
+        on_click=_start, args=(pair,), icon=":material/download:",
     )  # fmt: skip
     if refusal:
         failures.sentence(refusal)

@@ -27,6 +27,7 @@ _POLL_S = 0.5
 _PICKED = "_model_picked"
 _LABELS = {"a": "A, the base model", "b": "B, fine-tuned from A"}
 _PLACEHOLDER = "search the Hub, or paste a name, a page's address, a folder"
+_UNREACHED = ("network", "offline", "certificate")
 _FEWEST = 2  # letters from which the Hub is asked
 _SHOWN = 6
 _HEIGHT = 220
@@ -130,8 +131,9 @@ def _problem(name: str) -> Exception | None:
 def _offers(side: str, text: str) -> None:
     group, drawn, own = "", set(), hub.meant(state.get(side))
     for offer in (*_pasted(text), *(_matching(side, text) if text else _unasked(side))):
-        if offer.name in drawn or offer.name == state.get(side) or (own is not None and offer.name == own.repo):
-            continue  # what is chosen; its new commit, if there is one, is offered elsewhere
+        chosen = offer.name == state.get(side) or (own is not None and offer.name == own.repo)
+        if offer.name in drawn or (chosen and not text):  # a new commit of what is chosen is offered elsewhere
+            continue
         drawn.add(offer.name)
         if offer.group != group:
             group = offer.group
@@ -199,6 +201,8 @@ def _searching(text: str, any_drawn: bool) -> None:
     known: Lookup = asked.search(text)
     if known.state == "asking":
         st.html('<div class="sfn-muted">searching the Hub …</div>')
+    elif getattr(known.problem, "kind", "") in _UNREACHED:
+        st.html('<div class="sfn-muted">The Hub cannot be reached: only what is on this machine is offered.</div>')
     elif known.problem is not None:
         failures.failure(known.problem)
     elif not any_drawn:

@@ -63,7 +63,8 @@ _RULES = """
 [class*="st-key-choose_"] * { width: 100% !important; height: 100%; }
 [class*="st-key-offers_"] button { justify-content: flex-start; text-align: left; min-height: 1.9rem;
   padding: .1rem 0; }
-.sfn-ability { display: grid; grid-template-columns: 13.5rem 9rem 1fr; font-size: .95rem; gap: .2rem 1rem; padding: .3rem 0;
+.sfn-ability { display: grid; grid-template-columns: 13.5rem 9rem 1fr; gap: .2rem 1rem; padding: .3rem 0;
+  font-size: .95rem;
   overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
 .sfn-clamped { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
 .sfn-ability b { font-weight: 600; } .sfn-block span { font-weight: 600; } .sfn-block b { opacity: .7; }
