@@ -50,19 +50,10 @@ def _figure_value(table: pd.DataFrame, figure: Figure, log: bool) -> pd.Series:
     return value.where(value > 0)
 
 
-def heatmap_table(board: pd.DataFrame, figure: str, *, log: bool, chosen: str = "") -> pd.DataFrame:
-    """The board with what the heatmap draws: value, sign (what is written in a cell without colour), chosen, texts."""
-    spec = FIGURES[figure]
-    table = board[["name", "row", "column", "shape", "explanation", "problem"]].copy()
-    table["value"] = _figure_value(board, spec, log)
+def heatmap_texts(board: pd.DataFrame) -> pd.DataFrame:
+    """What the heatmap says of each cell whichever figure is drawn: name, place in words, every figure as text."""
+    table = board[["name", "row", "column", "shape", "explanation"]].copy()
     measured = board["state"] == "measured"
-    table["sign"] = ""
-    if not log:
-        table["value"], beyond = _within_layers(table["value"], board["layer"].notna(), falls=spec.falls)
-        table.loc[beyond, "sign"] = "▲"
-    table.loc[measured & table["value"].isna(), "sign"] = "0" if log else "–"
-    table.loc[board["state"] == "apart", "sign"] = "×"
-    table["chosen"] = [bool(chosen) and name == chosen for name in table["name"]]
     for key, other in FIGURES.items():
         table[key] = [other.write(x) if ready else "–" for x, ready in zip(board[key], measured, strict=True)]
     why = {"apart": "cannot be compared", "waiting": "not measured yet"}
@@ -72,7 +63,25 @@ def heatmap_table(board: pd.DataFrame, figure: str, *, log: bool, chosen: str = 
         )
         for column, state, problem in zip(board["column"], board["state"], board["problem"], strict=True)
     ]
-    return table.drop(columns="problem")
+    return table
+
+
+def heatmap_table(
+    board: pd.DataFrame, figure: str, *, log: bool, chosen: str = "", texts: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """What the heatmap draws: value, sign (what is written in a cell without colour), chosen, and `heatmap_texts`.
+
+    `texts`: the latter, where they are at hand.
+    """
+    spec = FIGURES[figure]
+    value, sign = _figure_value(board, spec, log), pd.Series("", index=board.index)
+    if not log:
+        value, beyond = _within_layers(value, board["layer"].notna(), falls=spec.falls)
+        sign[beyond] = "▲"
+    sign[(board["state"] == "measured") & value.isna()] = "0" if log else "–"
+    sign[board["state"] == "apart"] = "×"
+    is_chosen = [bool(chosen) and name == chosen for name in board["name"]]
+    return (heatmap_texts(board) if texts is None else texts).assign(value=value, sign=sign, chosen=is_chosen)
 
 
 def _within_layers(value: pd.Series, inside: pd.Series, *, falls: bool) -> tuple[pd.Series, pd.Series]:
@@ -280,19 +289,23 @@ def histogram_one(table: pd.DataFrame, form: str, *, dark: bool, top: float, log
     inner = alt.Chart(table).mark_rect(color=COLOUR_A)
     tails = alt.Chart(table).mark_rect(color=COLOUR_DAMAGE)
     labels = alt.Chart(table).mark_text(dy=-8, fontSize=12, color=_INK[dark]).encode(text="label:N")
-    drawn = _tailed(inner, tails, labels, top, ratio_title(form), log=log)
-    edges = [
+    rules = [
         alt.Chart(table).mark_rule(strokeDash=[3, 3], color=_MUTED[dark]).encode(x=alt.datum(edge)) for edge in (-1, 1)
     ]
-    return (
-        alt.layer(*edges, *drawn.layer)
-        .resolve_scale(y="independent")
-        .properties(autosize=FIT, height=240, title="Relative change of every element")
+    return _tailed(inner, tails, labels, top, ratio_title(form), log=log, rules=rules).properties(
+        autosize=FIT, height=240, title="Relative change of every element"
     )
 
 
 def _tailed(
-    inner: alt.Chart, tails: alt.Chart, labels: alt.Chart | None, top: float, title: str, *, log: bool = False
+    inner: alt.Chart,
+    tails: alt.Chart,
+    labels: alt.Chart | None,
+    top: float,
+    title: str,
+    *,
+    log: bool = False,
+    rules: Sequence[alt.Chart] = (),
 ) -> alt.LayerChart:
     """Inner bins on the left axis, tails beyond ±1 on the right one: two scales, so that neither hides the other."""
     x_scale = alt.Scale(domain=[-1.42, 1.42], nice=False)
@@ -316,7 +329,8 @@ def _tailed(
     outer = [bars]
     if labels is not None:
         outer.append(labels.transform_filter("datum.kind == 'tail'").encode(x=middle, y=right))
-    return alt.layer(drawn, *([alt.layer(*outer)] if labels is not None else outer)).resolve_scale(y="independent")
+    parts = [alt.layer(*outer)] if labels is not None else outer
+    return alt.layer(*rules, drawn, *parts).resolve_scale(y="independent")
 
 
 def tail_top(tails: pd.DataFrame) -> float:

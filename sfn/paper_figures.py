@@ -106,7 +106,7 @@ def histograms(table: pd.DataFrame, labels: Sequence[str], layers: Sequence[int]
                 alt.Tooltip("share:Q", title="share", format=".3%"),
             ],
         )
-        .properties(width=190, height=130)
+        .properties(width=160, height=120)
     )
     title = charts.ratio_title(form)
     return (

@@ -77,7 +77,7 @@ class Caption:
     def text(self) -> str:
         """The caption in one paragraph."""
         said = [self.what, self.formula, *self.pairs, f"Made on {self.made:%Y-%m-%d} with SfN {sfn.__version__}"]
-        return " ".join(f"{part.rstrip('.')}." for part in said if part)
+        return " ".join(f"{part[0].upper()}{part[1:].rstrip('.')}." for part in said if part)
 
 
 def caption(what: str, formula: str, *pairs: str) -> Caption:

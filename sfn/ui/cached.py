@@ -6,7 +6,7 @@ import functools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -274,6 +274,36 @@ def token_texts(pair: Pair, side: Literal["A", "B"], ids: tuple[int, ...]) -> Lo
     return lookups().wait(key, 0.3) if asked.state == "asking" else asked
 
 
+def board_texts(pair: Pair, measured: int, part: str) -> pd.DataFrame:
+    """`sfn.charts.heatmap_texts` of the board."""
+    return _board_texts(pair.key, measured, part, pair)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _board_texts(pair_key: str, measured: int, part: str, _pair: Pair) -> pd.DataFrame:
+    from sfn import charts, tables
+
+    return tables.slim(charts.heatmap_texts(_board(pair_key, measured, part, _pair)))
+
+
+def missing(pair_key: str, names: Sequence[str]) -> tuple[str, ...]:
+    """`Store.missing`; once nothing is missing it is not asked again, since what is stored stays."""
+    store = workbench().store
+    whole = _whole(str(store.path), pair_key)
+    if frozenset(names) <= whole:
+        return ()
+    found = store.missing(pair_key, names)
+    if not found:
+        whole.update(names)
+    return found
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _whole(path: str, pair_key: str) -> set[str]:
+    """Names of tensors that are known to be in the store."""
+    return set()
+
+
 def board_rows(pair: Pair) -> tuple[Row, ...]:
     """`sfn.ui.board.rows` of a pair."""
     return _board_rows(pair.key, pair)
@@ -316,7 +346,8 @@ def _histogram_grid(
     from sfn import tables
 
     found = workbench().store.histograms(pair_key, layers=list(layers), form=form)
-    return tables.histogram_grid(_tensors(pair_key, _pair), found, part)
+    grid = tables.histogram_grid(_tensors(pair_key, _pair), found, part)
+    return {row: tables.slim(table) for row, table in grid.items()}
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)

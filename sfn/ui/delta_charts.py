@@ -47,9 +47,10 @@ def board(pair: Pair, progress: Progress, cells: pd.DataFrame, figure: str, log:
     """Modules × layers; a click opens a tensor."""
     from sfn import charts
 
+    texts = cached.board_texts(pair, progress.measured, str(cells["part"].iloc[0])) if len(cells) else None
     plots.show(
         charts.heatmap,
-        charts.heatmap_table(cells, figure, log=log, chosen=state.get("tensor")),
+        charts.heatmap_table(cells, figure, log=log, chosen=state.get("tensor"), texts=texts),
         figure,
         tuple(charts.rows_of(cells)),
         tuple(charts.columns_of(cells)),
@@ -62,6 +63,7 @@ def board(pair: Pair, progress: Progress, cells: pd.DataFrame, figure: str, log:
         key=_CHART,
         on_select=_open_clicked,
         selection="cell",
+        canvas=True,
     )
     if progress.running:
         sentence = "Measuring …"
@@ -125,6 +127,7 @@ def _one_pair(cells: pd.DataFrame, figure: str, log: bool) -> None:
         alt=f"{FIGURES[figure].title} of each module over the layers, one line per module.",
         formula=_formula(figure, log),
         data=_numbers(inside),
+        canvas=True,
     )
     said(profiles.over_layers(cells, figure) or "Too little is measured to compare layers.", _READ_LINES)
 
@@ -180,6 +183,7 @@ def _two_pairs(pair: Pair, key: str, cells: pd.DataFrame, other: pd.DataFrame, f
         "layer / (number of layers − 1).",
         formula=_formula(figure, log),
         data=_numbers(_both(cells, other, names)),
+        canvas=True,
     )
     said(profiles.beside(cells, other, figure) or "No module of the two pairs can be compared.", _READ_BESIDE)
 

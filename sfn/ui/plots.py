@@ -85,6 +85,7 @@ def show(
     key: str | None = None,
     on_select: Callable[[], None] | None = None,
     selection: str | None = None,
+    canvas: bool = False,
     **more: Hashable,
 ) -> None:
     """Draw `draw(table, *options, **more)` (a function of `sfn.charts`) as wide as its place.
@@ -95,7 +96,10 @@ def show(
         data: what is saved as its data, where that is not `table`. name: what it is called in the list of charts to
             save, where the title alone would not tell.
         on_select: called when parameter `selection` changes; the selection is then in `st.session_state[key]`.
+        canvas: draw it as one picture, not as an element for each mark: for charts of hundreds of marks.
     """
+    from sfn import tables
+
     wanted = tuple(sorted(more.items()))
     spec = _titled(cached.chart_spec(draw.__name__, options, wanted, draw, table), title)
     if (gathered := _gathered.get()) is not None:
@@ -104,9 +108,11 @@ def show(
                 draw, table, options, wanted, title, name or _title(spec), alt, formula, table if data is None else data
             )
         )
+    if canvas:
+        spec["usermeta"] = {"embedOptions": {"renderer": "canvas"}}
     if style.presenter():
         spec["config"] = spec.get("config", {}) | _LARGE
-    small = _small(table)
+    small = tables.slim(table)
     if on_select is None:
         st.vega_lite_chart(small, spec, width="stretch", alt=alt, key=key)
     else:
@@ -122,15 +128,3 @@ def _titled(spec: dict[str, Any], title: str | None) -> dict[str, Any]:
 def _title(spec: dict[str, Any]) -> str:
     title = spec.get("title", "chart")
     return title if isinstance(title, str) else title["text"]
-
-
-def _small(table: pd.DataFrame) -> pd.DataFrame:
-    """The table in fewer bytes for the browser: text that repeats is sent once, numbers in single precision."""
-    columns = {}
-    for column in table.columns:
-        values = table[column]
-        if values.dtype == "float64":
-            columns[column] = values.astype("float32")
-        elif values.dtype in ("object", "str") and 2 * values.nunique() <= len(values):
-            columns[column] = values.astype("category")
-    return table.assign(**columns)

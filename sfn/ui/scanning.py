@@ -91,7 +91,7 @@ class Progress:
         self.running = self.job is not None and self.job.active
         names = [row.name for row in pair.rows if row.comparable]
         self.wanted = len(names)
-        self._missing = frozenset(bench.store.missing(pair.key, names))
+        self._missing = frozenset(cached.missing(pair.key, names))
 
     @property
     def missing(self) -> int:
