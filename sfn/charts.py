@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import altair as alt
 import pandas as pd
 
-from sfn.figures import FIGURES, Figure
+from sfn.figures import ALL, FIGURES, SHAPES, Figure
 from sfn.tables import EMB, OUT
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def heatmap_table(
 
     `texts`: the latter, where they are at hand.
     """
-    spec = FIGURES[figure]
+    spec = ALL[figure]
     value, sign = _figure_value(board, spec, log), pd.Series("", index=board.index)
     if not log:
         value, beyond = _within_layers(value, board["layer"].notna(), falls=spec.falls)
@@ -126,7 +126,7 @@ def heatmap(
     Cells that are not measured yet are faint; × cannot be compared, – is not defined, 0 is no change (log scale), ▲
     lies beyond what the layers reach, where the linear scale ends.
     """
-    spec = FIGURES[figure]
+    spec = ALL[figure]
     title = spec.log_title if log else spec.title
     falls = spec.falls and not log
     x = alt.X("column:N", sort=None, scale=alt.Scale(domain=list(columns), paddingInner=0.06)).axis(
@@ -175,7 +175,7 @@ def heatmap(
         base.mark_rect(fill="transparent", strokeWidth=2, cursor="pointer", aria=False)
         .encode(
             stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
-            tooltip=_board_tooltip(),
+            tooltip=_board_tooltip(figure),
         )
         .add_params(cell)
     )
@@ -190,11 +190,13 @@ def heatmap(
     )
 
 
-def _board_tooltip() -> list[alt.Tooltip]:
+def _board_tooltip(figure: str) -> list[alt.Tooltip]:
+    shape = SHAPES.get(figure)
     return [
         alt.Tooltip("row:N", title="module"),
         alt.Tooltip("place:N", title="where"),
         alt.Tooltip("explanation:N", title="what it does"),
+        *([alt.Tooltip("value:Q", title=shape.title, format=shape.format)] if shape else []),
         *(alt.Tooltip(f"{key}:N", title=figure.title) for key, figure in FIGURES.items()),
         alt.Tooltip("shape:N", title="shape"),
         alt.Tooltip("name:N", title="tensor"),
@@ -208,7 +210,7 @@ def line_colours(many: int) -> list[str]:
 
 def lines_table(board: pd.DataFrame, figure: str, *, log: bool) -> pd.DataFrame:
     """What the lines draw: one point per module and layer; modules without layers are left out."""
-    spec = FIGURES[figure]
+    spec = ALL[figure]
     inside = board[board["layer"].notna()]
     table = inside[["name", "row", "block"]].copy()
     table["layer"] = inside["layer"].astype("float64")
@@ -220,7 +222,7 @@ def lines_table(board: pd.DataFrame, figure: str, *, log: bool) -> pd.DataFrame:
 
 def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], last: int, *, log: bool) -> Chart:
     """One line per module over layers 0 to `last` (paper, figure 2). A click on the legend singles a module out."""
-    spec = FIGURES[figure]
+    spec = ALL[figure]
     title = spec.log_title if log else spec.title
     one = alt.selection_point(name="module", fields=["row"], bind="legend")
     colours = line_colours(len(rows))

@@ -121,3 +121,5 @@ SHAPES: dict[str, Figure] = {
     )
 }
 """Figures of the shape of the relative change r, by their names in `sfn.modality.Modality`."""
+
+ALL: dict[str, Figure] = FIGURES | SHAPES

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import njit
 
-_STEPS, _SETTLED = 2000, 1e-10  # of the fit: most rounds, and the gain of log-likelihood per element that ends it
+_STEPS, _SETTLED = 400, 1e-8  # of the fit: most rounds, and the gain of log-likelihood per element that ends it
 
 
 @njit(nogil=True, cache=True)

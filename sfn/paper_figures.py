@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sfn import charts
-from sfn.figures import FIGURES
+from sfn.figures import ALL, FIGURES
 
 if TYPE_CHECKING:
     Chart = alt.Chart | alt.LayerChart | alt.FacetChart
@@ -135,7 +135,7 @@ def beside(table: pd.DataFrame, figure: str, rows: Sequence[str], names: Sequenc
 
     A click on the legend of modules singles one out.
     """
-    spec = FIGURES[figure]
+    spec = ALL[figure]
     title = spec.log_title if log else spec.title
     one = alt.selection_point(name="module", fields=["row"], bind="legend")
     scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=not spec.falls)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sfn.figures import FIGURES
+from sfn.figures import ALL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ def _sizes(board: pd.DataFrame, figure: str) -> dict[str, pd.Series]:
     """Module -> size of its change in each layer, by layer; the cosine counts by its distance from 1."""
     inside = board[board["layer"].notna()]
     value = inside[figure].astype("float64")
-    if FIGURES[figure].falls:
+    if ALL[figure].falls:
         value = (1.0 - value).clip(lower=0.0)
     sizes = value.set_axis(inside["layer"].astype(int)).groupby(inside["row"].to_numpy(), sort=False)
     return {row: known.sort_index() for row, found in sizes if len(known := found.dropna())}
@@ -53,6 +53,37 @@ def over_layers(board: pd.DataFrame, figure: str) -> str:
     if ratio < _OUTLIER:
         return f"{said}; no layer stands out from its module by half or more."
     return f"{said}; layer {layer} of {peak_row} stands out most, at {_times(ratio)} times its module's median."
+
+
+def modes(board: pd.DataFrame) -> str:
+    """How many tensors have two inner modes and how many merely clipped tails (`sfn.tables.with_shapes`); "" for none.
+
+    Names the tensor with the clearest two.
+    """
+    known = board[board["verdict"].notna() & (board["verdict"] != "unknown")]
+    if known.empty:
+        return ""
+    many = known["verdict"].value_counts()
+    two = known[known["verdict"] == "two modes"]
+    if two.empty:
+        said = f"None of {len(known)} modules and layers has two clean modes inside ±1"
+    else:
+        best = two.loc[two["dip"].idxmax()]
+        where = f" of layer {best['column']}" if str(best["column"]).isdigit() else ""
+        said = (
+            f"{len(two)} of {len(known)} modules and layers {'has' if len(two) == 1 else 'have'} two inner modes, most "
+            f"clearly {best['row']}{where} (dip {best['dip']:.3f}, Ashman's D {best['ashman_d']:.1f})"
+        )
+    rest = [
+        f"{many[verdict]} {words}"
+        for verdict, words in (
+            ("clipped tails", "would only look so with their tails clipped onto the edges"),
+            ("uneven", "more than one bump, but no clean two"),
+            ("one mode", "one mode"),
+        )
+        if verdict in many
+    ]
+    return f"{said}; {', '.join(rest)}." if rest else f"{said}."
 
 
 def _last_against_first(size: pd.Series) -> float:

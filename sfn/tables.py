@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sfn import anatomy, readings
-from sfn.figures import FIGURES
+from sfn import anatomy, modality, readings
+from sfn.figures import FIGURES, SHAPES
+from sfn.records import Histogram
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
-    from sfn.records import Histogram, TensorDelta
+    from sfn.records import TensorDelta
 
 EMB, OUT = "emb", "out"  # columns of what has no layer: before the first and after the last
 KEYS = list(FIGURES)
@@ -118,6 +119,35 @@ def _together(here: pd.DataFrame) -> pd.DataFrame:
     one = one.join(figures).reset_index()
     one["shape"] = one["shape"].where(one["tensors"] == 1, one["tensors"].astype(str) + " tensors")
     return one
+
+
+def with_shapes(
+    board: pd.DataFrame, histograms: pd.DataFrame, deltas: pd.DataFrame, part: str = "weight"
+) -> pd.DataFrame:
+    """The board with the figures of the relative change's shape (`sfn.figures.SHAPES`) of every cell, NaN where none.
+
+    Several tensors of one cell (experts) are counted together. histograms: `Store.histograms` in one form of r;
+    deltas: `Store.delta_table`.
+    """
+    frame = _placed([(name, anatomy.parse(name), True, "") for name in deltas["name"]])
+    places = frame.loc[frame["part"] == part, ["name", "row", "column"]].merge(
+        deltas[["name", "changed_share"]], on="name"
+    )
+    rows = []
+    for (row, column), group in histograms.merge(places, on="name").groupby(["row", "column"], sort=False):
+        whole = _one(group)
+        same = modality.unchanged_at_least(whole, (group["changed_share"] * group["n"]).sum() / group["n"].sum())
+        found = modality.modality(whole, same)
+        rows.append({"row": row, "column": column, "verdict": found.verdict} | {k: getattr(found, k) for k in SHAPES})
+    shapes = pd.DataFrame(rows, columns=["row", "column", "verdict", *SHAPES])
+    return board.merge(shapes, on=["row", "column"], how="left")
+
+
+def _one(group: pd.DataFrame) -> Histogram:
+    """Rows of `Store.histograms` as one histogram."""
+    counts = np.sum(np.stack(group["counts"].to_numpy()), axis=0)
+    ends = (int(group[key].sum()) for key in ("below", "above", "zeros", "nonfinite"))
+    return Histogram("script", tuple(counts.tolist()), *ends)
 
 
 def figures_only(deltas: pd.DataFrame) -> list[SimpleNamespace]:

@@ -59,7 +59,7 @@ def map_table(found: delta_map.DeltaMap, shape: tuple[int, int], *, signed: bool
 
 
 def delta_map_chart(
-    table: pd.DataFrame, part: delta_map.Region, low: float, high: float, *, signed: bool, dark: bool
+    table: pd.DataFrame, part: delta_map.Region, low: float, high: float, *, signed: bool, dark: bool, height: int
 ) -> Chart:
     """The pooled change (`map_table`); rows are outputs, downwards. A brush selects a part: parameter "zoom"."""
     said = "mean of w_B − w_A" if signed else "mean of |w_B − w_A|"
@@ -96,7 +96,7 @@ def delta_map_chart(
                 "value:Q",
                 title=None,
                 scale=colour,
-                legend=alt.Legend(gradientLength=180, gradientOpacity=1, format=".2~e", tickCount=4),
+                legend=alt.Legend(gradientLength=180, gradientOpacity=1, format=".2~g", tickCount=4),
             ),
             tooltip=[
                 alt.Tooltip("row:Q", title="from row"),
@@ -108,7 +108,7 @@ def delta_map_chart(
         )
         .add_params(brush)
     )
-    return alt.layer(picture, tiles).properties(autosize=FIT, height=300, title=f"Where it changed: {said}")
+    return alt.layer(picture, tiles).properties(autosize=FIT, height=height, title=f"Where it changed: {said}")
 
 
 # Spectrum
@@ -144,8 +144,8 @@ def spectrum_chart(table: pd.DataFrame, last: int) -> Chart:
         .mark_line(strokeWidth=2)
         .encode(
             x=x,
-            y=alt.Y("share:Q", title="share of energy, s_i² / Σ s²", scale=alt.Scale(type="log")).axis(
-                format=".2~%", gridOpacity=0.4, tickCount=5
+            y=alt.Y("share:Q", title="share of energy", scale=alt.Scale(type="log")).axis(
+                format=".1~e", gridOpacity=0.4, tickCount=5
             ),
             color=alt.Color(
                 "kind:N", title=None, scale=alt.Scale(domain=["ΔW", "random"], range=[COLOUR_A, COLOUR_DAMAGE])
@@ -185,7 +185,7 @@ def alignment_chart(table: pd.DataFrame, last: int) -> Chart:
         .mark_line(strokeWidth=2)
         .encode(
             x=x,
-            y=alt.Y("overlap:Q", title="overlap, ‖U_kᵀ V_k‖² / k", scale=alt.Scale(domainMin=0)).axis(
+            y=alt.Y("overlap:Q", title="overlap", scale=alt.Scale(domainMin=0)).axis(
                 format="~%", gridOpacity=0.4, tickCount=4
             ),
             color=alt.Color("kind:N", title=None, scale=scale).legend(orient="top"),

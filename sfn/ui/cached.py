@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import streamlit as st
 
 from sfn.errors import SfnError
+from sfn.figures import SHAPES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,9 +189,21 @@ def delta_table(pair_key: str, measured: int) -> pd.DataFrame:
     return workbench().store.delta_table(pair_key)
 
 
-def board(pair: Pair, measured: int, part: str) -> pd.DataFrame:
-    """`sfn.tables.board` of a pair of which `measured` tensors are in the store."""
-    return _board(pair.key, measured, part, pair)
+def board(
+    pair: Pair, measured: int, part: str, figure: str = "l2_shift", form: HistogramForm = "script"
+) -> pd.DataFrame:
+    """`sfn.tables.board` of a pair of which `measured` tensors are in the store; with the shapes of the relative change
+    in one form, where `figure` is one of those."""
+    found = _board(pair.key, measured, part, pair)
+    return _with_shapes(pair.key, measured, part, form, found) if figure in SHAPES else found
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _with_shapes(pair_key: str, measured: int, part: str, form: HistogramForm, _board: pd.DataFrame) -> pd.DataFrame:
+    from sfn import tables
+
+    histograms = workbench().store.histograms(pair_key, form=form)
+    return tables.with_shapes(_board, histograms, delta_table(pair_key, measured), part)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -212,9 +225,11 @@ def _measured_pairs(path: str, second: int) -> dict[str, str]:
     return {pair.key: f"{pair.a_label} → {pair.b_label}" for pair in store.pairs() if pair.key in measured}
 
 
-def measured_board(pair_key: str, part: str) -> pd.DataFrame:
-    """`sfn.tables.measured_board` of a pair that is not open."""
-    return _measured_board(pair_key, workbench().store.measured().get(pair_key, 0), part)
+def measured_board(pair_key: str, part: str, figure: str = "l2_shift", form: HistogramForm = "script") -> pd.DataFrame:
+    """`sfn.tables.measured_board` of a pair that is not open, otherwise as `board`."""
+    measured = workbench().store.measured().get(pair_key, 0)
+    found = _measured_board(pair_key, measured, part)
+    return _with_shapes(pair_key, measured, part, form, found) if figure in SHAPES else found
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -257,19 +272,20 @@ def _modality(pair_key: str, name: str, form: HistogramForm, _found: TensorDelta
     return modality.of(_found, form)
 
 
-def token_texts(pair: Pair, side: Literal["A", "B"], ids: tuple[int, ...]) -> Lookup:
-    """What the tokens with these numbers stand for, as one line each, "" where there is no such token.
+def token_texts(pair: Pair, ids: tuple[int, ...]) -> Lookup:
+    """What the tokens with these numbers stand for in A and in B: one line for each, "" where there is no such token.
 
-    The tokenizer is loaded in the background; a short while is waited for it.
+    The tokenizers are loaded in the background, one after the other; a short while is waited for them.
     """
-    checkpoint = pair.checkpoint(side)
 
-    def decode() -> tuple[str, ...]:
+    def decode() -> tuple[tuple[str, ...], ...]:
         from sfn.engines import text
 
-        return text.token_texts(speech(str(checkpoint.speech_folder()), checkpoint.label), ids)
+        return tuple(
+            text.token_texts(speech(str(side.speech_folder()), side.label), ids) for side in (pair.a, pair.b)
+        )  # fmt: skip
 
-    key = ("tokens", pair.key, side, ids)
+    key = ("tokens", pair.key, ids)
     asked = lookups().ask(key, decode, fresh_s=float("inf"))
     return lookups().wait(key, 0.3) if asked.state == "asking" else asked
 
@@ -324,9 +340,17 @@ def shifts(pair_key: str, measured: int) -> dict[Place, float]:
     return board.shifts(delta_table(pair_key, measured)) if measured else {}
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def sentence(pair_key: str, measured: int, figure: str) -> str:
+def sentence(pair: Pair, measured: int, figure: str, form: HistogramForm = "script") -> str:
     """What is seen in the pair by one figure, in words; "" where nothing is measured."""
+    if figure in SHAPES:
+        from sfn import profiles
+
+        return profiles.modes(board(pair, measured, "weight", figure, form))
+    return _sentence(pair.key, measured, figure)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _sentence(pair_key: str, measured: int, figure: str) -> str:
     from sfn import readings, tables
 
     return readings.sentence(tables.figures_only(delta_table(pair_key, measured)), figure)

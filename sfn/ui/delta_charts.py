@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from sfn.figures import FIGURES
+from sfn.figures import ALL, FIGURES
 from sfn.ui import cached, failures, plots, saving, state
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NO_PROOF = "A large change does not show that a module carries an ability: move 
 
 
 def _formula(figure: str, log: bool) -> str:
-    spec = FIGURES[figure]
+    spec = ALL[figure]
     return f"{spec.log_title if log else spec.title}: {spec.formula}"
 
 
@@ -56,7 +56,7 @@ def board(pair: Pair, progress: Progress, cells: pd.DataFrame, figure: str, log:
         tuple(charts.columns_of(cells)),
         log=log,
         dark=plots.dark(),
-        alt=f"Heatmap of the {FIGURES[figure].title} of {cells['row'].nunique()} modules in each layer; "
+        alt=f"Heatmap of the {ALL[figure].title} of {cells['row'].nunique()} modules in each layer; "
         "a cell opens its tensor below.",
         formula=_formula(figure, log),
         data=cells.drop(columns=["rank", "explanation", "comparable"]),
@@ -68,7 +68,7 @@ def board(pair: Pair, progress: Progress, cells: pd.DataFrame, figure: str, log:
     if progress.running:
         sentence = "Measuring …"
     else:
-        sentence = cached.sentence(pair.key, progress.measured, figure) or "Nothing is measured yet."
+        sentence = cached.sentence(pair, progress.measured, figure, state.get("form")) or "Nothing is measured yet."
     said(sentence, _READ_BOARD, NO_PROOF)
 
 
@@ -106,7 +106,7 @@ def lines(pair: Pair, cells: pd.DataFrame, figure: str, log: bool, part: str) ->
     if not cells["layer"].notna().any():
         return
     key = _second_pair(pair)
-    other = cached.measured_board(key, part) if key else None
+    other = cached.measured_board(key, part, figure, state.get("form")) if key else None
     if other is None or not other["layer"].notna().any():
         _one_pair(cells, figure, log)
     else:
@@ -124,7 +124,7 @@ def _one_pair(cells: pd.DataFrame, figure: str, log: bool) -> None:
         tuple(charts.rows_of(inside)),
         int(inside["layer"].max()),
         log=log,
-        alt=f"{FIGURES[figure].title} of each module over the layers, one line per module.",
+        alt=f"{ALL[figure].title} of each module over the layers, one line per module.",
         formula=_formula(figure, log),
         data=_numbers(inside),
         canvas=True,
@@ -179,7 +179,7 @@ def _two_pairs(pair: Pair, key: str, cells: pd.DataFrame, other: pd.DataFrame, f
         tuple(row for row in rows if row in drawn),
         names,
         log=log,
-        alt=f"{FIGURES[figure].title} of each module of two pairs, {names[0]} and {names[1]}, over normalised depth, "
+        alt=f"{ALL[figure].title} of each module of two pairs, {names[0]} and {names[1]}, over normalised depth, "
         "layer / (number of layers − 1).",
         formula=_formula(figure, log),
         data=_numbers(_both(cells, other, names)),

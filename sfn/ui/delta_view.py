@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn.errors import SfnError
-from sfn.figures import FIGURES
+from sfn.figures import ALL
 from sfn.ui import cached, delta_charts, failures, opening, plots, saving, scanning, state, tensor_view, words
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _body(pair: Pair, was_running: bool) -> None:
         _scan_row(pair, progress)
         _failure(progress.job)
         deltas = cached.delta_table(pair.key, progress.measured)
-        board = cached.board(pair, progress.measured, part)
+        board = cached.board(pair, progress.measured, part, figure, state.get("form"))
         if layout == "paper":
             delta_charts.paper(pair, progress, board, part)
         else:
@@ -71,9 +71,11 @@ def _choices(row: DeltaGenerator, pair: Pair) -> tuple[str, str, bool, str]:
             "Figure",
             state.FIGURES,
             key="figure",
-            format_func=lambda key: FIGURES[key].title,
+            format_func=lambda key: ALL[key].title,
             width=200,
-            help="  \n".join(f"**{f.title}**: {failures.escaped(f.formula)}. {f.meaning}" for f in FIGURES.values()),
+            help="  \n".join(
+                f"**{f.title}**: {failures.escaped(f.formula)}. {f.meaning}" for f in map(ALL.get, state.FIGURES)
+            ),
             **state.KEEP,
         )
         scale = row.segmented_control("Scale", state.SCALES, key="scale", required=True, **state.KEEP)

@@ -19,17 +19,22 @@ if TYPE_CHECKING:
     from sfn.spectrum import Spectrum
 
 _MAP = "delta_map"
+_TALL, _LOW = 520, 300  # pixels of the map
 _EXPERT, _K = "_look_expert", "_look_k"
-_HEIGHT = 610  # of map and spectrum, whatever is in them: nothing moves while they are computed
+_HEIGHT = 930  # of map and spectrum, whatever is in them: nothing moves while they are computed
 
 
 def draw(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
     """Everything below histogram and figures. deltas: what is measured of the pair (`Store.delta_table`)."""
-    running = bool(looking.running(pair, row.name))
-    if not running:
+    if not _busy(pair, row):
         _ask_ahead(pair, row)
-        running = bool(looking.running(pair, row.name))
+    running = _busy(pair, row)
     st.fragment(_body, run_every=looking.POLL_S if running else None)(pair, row, deltas, running)
+
+
+def _busy(pair: Pair, row: TensorPair) -> bool:
+    """Whether something of this panel is still to come by itself."""
+    return bool(looking.running(pair, row.name)) or pieces_view.reading_tokens(pair, row)
 
 
 def _ask_ahead(pair: Pair, row: TensorPair) -> None:
@@ -42,18 +47,24 @@ def _ask_ahead(pair: Pair, row: TensorPair) -> None:
 
 def _body(pair: Pair, row: TensorPair, deltas: pd.DataFrame, was_running: bool) -> None:
     with failures.shown():
-        if was_running and not looking.running(pair, row.name):
+        if was_running and not _busy(pair, row):
             st.rerun()  # once, so that the polling ends
+        pieces = pieces_view.has_pieces(pair, row, deltas)
         if _has_directions(row):
             expert = _choose_expert(row)
             left, right = st.columns(2, gap="medium")
-            with left.container(height=_HEIGHT, border=False), failures.shown():
-                _map(pair, row, expert)
+            with left.container(height=_HEIGHT, border=False):
+                with failures.shown():
+                    _map(pair, row, expert, tall=not pieces)
+                if pieces:
+                    pieces_view.bars(pair, row, deltas)
             with right.container(height=_HEIGHT, border=False), failures.shown():
                 _spectrum(pair, row, expert)
+        elif pieces:
+            pieces_view.bars(pair, row, deltas)
         with failures.shown():
-            pieces_view.draw(pair, row, deltas)
-        if not was_running and looking.running(pair, row.name):
+            pieces_view.tables(pair, row, ordered=pieces)
+        if not was_running and _busy(pair, row):
             st.rerun()
     state.write()
 
@@ -92,7 +103,7 @@ def _put_expert() -> None:
 # Map
 
 
-def _map(pair: Pair, row: TensorPair, expert: int | None) -> None:
+def _map(pair: Pair, row: TensorPair, expert: int | None, *, tall: bool) -> None:
     from sfn import delta_map, matrices
 
     state.prepare("map_of")
@@ -123,7 +134,7 @@ def _map(pair: Pair, row: TensorPair, expert: int | None) -> None:
     if found is None:
         looking.absent(pair, row, "map", expert=expert, part=part)
         return
-    _draw_map(row, found, shape)
+    _draw_map(row, found, shape, tall)
 
 
 def _brushed(shape: tuple[int, int]) -> str:
@@ -140,7 +151,7 @@ def _brushed(shape: tuple[int, int]) -> str:
     return ",".join(ends)
 
 
-def _draw_map(row: TensorPair, found: DeltaMap, shape: tuple[int, int]) -> None:
+def _draw_map(row: TensorPair, found: DeltaMap, shape: tuple[int, int], tall: bool) -> None:
     from sfn import delta_map, tensor_charts
 
     signed = state.get("map_of") == "signed"
@@ -155,6 +166,7 @@ def _draw_map(row: TensorPair, found: DeltaMap, shape: tuple[int, int]) -> None:
         high,
         signed=signed,
         dark=plots.dark(),
+        height=_TALL if tall else _LOW,
         alt=f"Map of {what} of {row.name}, rows {at.row} to {at.row_end - 1}, columns {at.column} to "
         f"{at.column_end - 1}.",
         formula=f"{what} over blocks of {found.block[0]} × {found.block[1]} elements",

@@ -15,24 +15,79 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sfn.pairs import Pair, TensorPair
-    from sfn.slices import Slices
+    from sfn.slices import Heads, Slices
 
 _SHOWN_TOKENS, _SHOWN = 100, 20
 _TABLE_HEIGHT = 320
 _TITLES = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}
 
 
-def draw(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
-    """Heads, experts, tokens or the rows and columns that moved most. deltas: `Store.delta_table`."""
+def has_pieces(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> bool:
+    """Whether the tensor falls into heads or experts, or is one of several experts."""
+    shape = tuple(row.a.shape) if row.a is not None else ()
+    return len(shape) >= 3 or _heads(pair, row) is not None or len(_same_cell(row, deltas)) > 1
+
+
+def bars(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
+    """Heads or experts, one bar each. deltas: `Store.delta_table`."""
     by = _by()
-    if row.part.expert is not None:
-        _experts_of_cell(row, deltas, by)
+    cell = _same_cell(row, deltas)
+    if len(cell) > 1:
+        _experts_of_cell(cell, by)
+        return
     found = looking.wanted(pair, row, "slices")
     if found is None:
-        st.markdown("**Rows and columns**")
         looking.absent(pair, row, "slices")
         return
-    _draw(pair, row, found, by)
+    from sfn import slices
+
+    cut = _heads(pair, row)
+    if cut is None:
+        labels = [f"expert {number}" for number in range(len(found.row_shift))]
+        _bars(labels, found.row_shift, found.row_norm, by, "expert", "All experts lie in this one tensor")
+        return
+    shift, norm = slices.by_head(found, cut)
+    labels = [cut.label(number) for number in range(cut.count)]
+    which = f"{'Rows' if cut.axis == 'rows' else 'Columns'} of {cut.width} make a head, by A's config.json"
+    _bars(labels, shift, norm, by, "head" if cut.shared_by == 1 else "KV head", which)
+
+
+def tables(pair: Pair, row: TensorPair, *, ordered: bool) -> None:
+    """Tokens, or rows and columns, that moved most. ordered: whether the choice of their order is drawn already."""
+    shape = tuple(row.a.shape) if row.a is not None else ()
+    if len(shape) >= 3:
+        return
+    found = looking.wanted(pair, row, "slices")
+    if found is None:
+        if not ordered or row.part.expert is not None:
+            st.markdown("**Rows and columns**")
+            looking.absent(pair, row, "slices")
+        return
+    by = state.get("rows_by") if ordered else _by()
+    if row.part.role in ("embed_tokens", "lm_head") and len(shape) == 2:
+        _tokens(pair, found, by)
+        return
+    left, right = st.columns(2, gap="medium")
+    with left:
+        _most(found.row_shift, found.row_norm, by, "element" if len(shape) < 2 else "row (output)")
+    if len(found.column_shift) > 1:
+        with right:
+            _most(found.column_shift, found.column_norm, by, "column (input)")
+
+
+def _heads(pair: Pair, row: TensorPair) -> Heads | None:
+    from sfn import slices
+
+    return slices.heads(pair, row.part, tuple(row.a.shape)) if row.a is not None else None
+
+
+def _same_cell(row: TensorPair, deltas: pd.DataFrame) -> pd.DataFrame:
+    """All experts of the same module and layer, where each is a tensor of its own."""
+    part = row.part
+    if part.expert is None:
+        return deltas.iloc[:0]
+    alike = (deltas["module"] == part.module) & (deltas["parameter"] == part.parameter)
+    return deltas[alike & (deltas["layer"] == part.layer) & deltas["expert"].notna()].sort_values("expert")
 
 
 def _by() -> str:
@@ -46,31 +101,6 @@ def _by() -> str:
         help="L2 shift: ‖w_B − w_A‖₂ of the row, column, head or expert. Relative shift: that by ‖w_A‖₂ of the same.",
         **state.KEEP,
     )
-
-
-def _draw(pair: Pair, row: TensorPair, found: Slices, by: str) -> None:
-    from sfn import slices
-
-    shape = tuple(row.a.shape) if row.a is not None else ()
-    if (cut := slices.heads(pair, row.part, shape)) is not None:
-        shift, norm = slices.by_head(found, cut)
-        which = f"{'Rows' if cut.axis == 'rows' else 'Columns'} of {cut.width} make a head, by A's config.json"
-        _bars([cut.label(number) for number in range(cut.count)], shift, norm, by,
-              "head" if cut.shared_by == 1 else "KV head", which)  # fmt: skip
-    if len(shape) >= 3:
-        labels = [f"expert {number}" for number in range(shape[0])]
-        _bars(labels, found.row_shift, found.row_norm, by, "expert", "All experts lie in this one tensor")
-        return
-    if row.part.role in ("embed_tokens", "lm_head") and len(shape) == 2:
-        _tokens(pair, found, by)
-        return
-    left, right = st.columns(2, gap="medium")
-    with left:
-        one = "element" if len(shape) < 2 else "row (output)"
-        _most(found.row_shift, found.row_norm, by, one)
-    if len(found.column_shift) > 1:
-        with right:
-            _most(found.column_shift, found.column_norm, by, "column (input)")
 
 
 def _bars(labels: Sequence[str], shift: np.ndarray, norm: np.ndarray, by: str, what: str, how: str) -> None:
@@ -97,14 +127,8 @@ def _most_in_words(labels: Sequence[str], values: np.ndarray, by: str) -> str:
     return f"{labels[first][0].upper()}{labels[first][1:]} moved furthest by {_TITLES[by]}{times}."
 
 
-def _experts_of_cell(row: TensorPair, table: pd.DataFrame, by: str) -> None:
-    """All experts of the same module and layer, each a tensor of its own, from the figures in the store."""
-    part = row.part
-    here = table[
-        (table["module"] == part.module) & (table["layer"] == part.layer) & (table["parameter"] == part.parameter)
-    ].dropna(subset=["expert"]).sort_values("expert")  # fmt: skip
-    if len(here) < 2:
-        return
+def _experts_of_cell(here: pd.DataFrame, by: str) -> None:
+    """From the figures in the store."""
     from sfn import tensor_charts
 
     labels = [f"expert {number}" for number in here["expert"]]
@@ -161,16 +185,25 @@ def _tokens(pair: Pair, found: Slices, by: str) -> None:
     order, columns = _ranking(found.row_shift, found.row_norm, by, _SHOWN_TOKENS)
     ids = tuple(int(number) for number in order)
     st.markdown(f"**The {len(ids)} tokens whose rows moved most**, of {len(found.row_shift):,}")
-    texts: dict[str, Any] = {}
-    for side in ("A", "B"):
-        asked = cached.token_texts(pair, side, ids)
-        if asked.state == "failed":
-            st.caption(failures.escaped(asked.error))
-        texts[side] = list(asked.value) if asked.state == "done" else ["…"] * len(ids)
-    same = texts["A"] == texts["B"]
-    shown = {"token": texts["A"]} if same else {"token in A": texts["A"], "token in B": texts["B"]}
+    asked = cached.token_texts(pair, ids)
+    if asked.state == "failed":
+        st.caption(failures.escaped(asked.error))
+    texts = asked.value if asked.state == "done" else (["…"] * len(ids),) * 2
+    same = texts[0] == texts[1]
+    shown = {"token": texts[0]} if same else {"token in A": texts[0], "token in B": texts[1]}
     _show(pd.DataFrame(shown | {"number": ids} | columns), height=420)
     st.caption(
         "A token's row is what the model knows it by. Spaces are shown as ␣, other signs that cannot be seen as their "
         "code; a row without text belongs to no token. Rare tokens often move least, or not at all."
     )
+
+
+def reading_tokens(pair: Pair, row: TensorPair) -> bool:
+    """Whether the texts of the tokens on screen are still being asked for."""
+    if row.part.role not in ("embed_tokens", "lm_head"):
+        return False
+    found = cached.look(pair, row.name, "slices")
+    if found is None or not len(found.column_shift):
+        return False
+    order, _ = _ranking(found.row_shift, found.row_norm, state.get("rows_by"), _SHOWN_TOKENS)
+    return cached.token_texts(pair, tuple(map(int, order))).state == "asking"

@@ -115,7 +115,9 @@ def columns(raw: str) -> str:
     return BETWEEN_COLUMNS.join(dict.fromkeys(text.strip() for text in raw.split(BETWEEN_COLUMNS) if text.strip()))
 
 
-FIGURES = ("l2_shift", "rms_shift", "relative_shift", "cosine", "changed_share", "max_abs_shift")
+FIGURES = (
+    "l2_shift", "rms_shift", "relative_shift", "cosine", "changed_share", "max_abs_shift", "dip", "ashman_d", "outside",
+)  # fmt: skip
 LAYOUTS = ("board", "paper")
 SCALES = ("linear", "log")
 PARTS = ("weight", "bias")

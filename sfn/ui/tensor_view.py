@@ -47,9 +47,10 @@ def draw(pair: Pair, board: pd.DataFrame, deltas: pd.DataFrame) -> None:
             return
         left, right = st.columns([3, 2])
         with left:
-            _histogram(pair, found)
+            _histogram(found)
         with right:
             _figures(found)
+            _modes(cached.modality(pair.key, found, state.get("form")))
         st.caption("A large change does not show that a tensor carries an ability: that takes moving it, on Merge.")
         looks_view.draw(pair, row, deltas)
 
@@ -110,7 +111,7 @@ def _siblings(place: st.delta_generator.DeltaGenerator, pair: Pair, row: TensorP
     )
 
 
-def _histogram(pair: Pair, found: TensorDelta) -> None:
+def _histogram(found: TensorDelta) -> None:
     from sfn import charts, tables
 
     state.prepare("bars")
@@ -132,7 +133,6 @@ def _histogram(pair: Pair, found: TensorDelta) -> None:
         formula=charts.ratio_title(form),
     )
     st.caption(failures.escaped(f"{_shares(histogram, found.n)}. Dashed: where clipping to ±1 would pile up the rest."))
-    _modes(cached.modality(pair.key, found, form))
 
 
 def _modes(found: Modality) -> None:
@@ -142,7 +142,7 @@ def _modes(found: Modality) -> None:
     st.markdown(failures.escaped(modality.in_words(found)))
     if found.verdict == "unknown":
         return
-    p = "p ≤ 0.001" if found.p <= 0.001 else f"p about {found.p:.2g}"
+    p = "p ≤ 0.001" if found.p < 0.00101 else f"p about {found.p:.2g}"
     first, second = found.means
     fitted = (
         f"Here μ {first:.3f} and {second:.3f}, σ {found.deviations[0]:.3f} and {found.deviations[1]:.3f}, shares "
