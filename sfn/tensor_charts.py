@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _TOLD = 64  # tiles each way that tell their value on hover
 _RIGHT, _LEFT = "#1B9E77", "#A6761D"  # neither A's blue nor B's orange
-SIDES = ("inputs (right)", "outputs (left)", "by chance")
+SIDES = ("inputs", "outputs")
 
 
 # Map
@@ -59,9 +59,21 @@ def map_table(found: delta_map.DeltaMap, shape: tuple[int, int], *, signed: bool
 
 
 def delta_map_chart(
-    table: pd.DataFrame, part: delta_map.Region, low: float, high: float, *, signed: bool, dark: bool, height: int
+    table: pd.DataFrame,
+    part: delta_map.Region,
+    low: float,
+    high: float,
+    *,
+    signed: bool,
+    dark: bool,
+    height: int,
+    tokens: bool,
 ) -> Chart:
-    """The pooled change (`map_table`); rows are outputs, downwards. A brush selects a part: parameter "zoom"."""
+    """The pooled change (`map_table`); rows run downwards. A brush selects a part: parameter "zoom".
+
+    tokens: whether a row is a token's, else an output's.
+    """
+    of_row, of_column = ("row (token)", "column (feature)") if tokens else ("row (output)", "column (input)")
     said = "mean of w_B − w_A" if signed else "mean of |w_B − w_A|"
     x = alt.Scale(domain=[part.column, part.column_end], nice=False, zero=False)
     y = alt.Scale(domain=[part.row, part.row_end], nice=False, zero=False, reverse=True)
@@ -88,9 +100,9 @@ def delta_map_chart(
         .transform_filter("!isValid(datum.url)")
         .mark_rect(opacity=0)
         .encode(
-            x=alt.X("column:Q", title="column (input)", scale=x, axis=axis),
+            x=alt.X("column:Q", title=of_column, scale=x, axis=axis),
             x2="column2:Q",
-            y=alt.Y("row:Q", title="row (output)", scale=y, axis=axis),
+            y=alt.Y("row:Q", title=of_row, scale=y, axis=axis),
             y2="row2:Q",
             color=alt.Color(
                 "value:Q",
@@ -169,9 +181,13 @@ def alignment_table(found: spectrum.Spectrum, k: int) -> pd.DataFrame:
     """Overlap of the first k directions with w_A's, on either side, and by chance."""
     many = len(found.left)
     count = np.arange(1, many + 1)
-    chance = count / found.shape[0], count / found.shape[1]
-    sides = [(SIDES[0], found.right), (SIDES[1], found.left), (SIDES[2], np.maximum(*chance))]
-    tables = [pd.DataFrame({"kind": kind, "k": count, "overlap": values}) for kind, values in sides]
+    lines = [
+        (SIDES[0], "overlap", found.right),
+        (SIDES[1], "overlap", found.left),
+        (SIDES[0], "chance", count / found.shape[1]),
+        (SIDES[1], "chance", count / found.shape[0]),
+    ]
+    tables = [pd.DataFrame({"kind": side, "line": line, "k": count, "overlap": y}) for side, line, y in lines]
     return pd.concat([*tables, pd.DataFrame({"kind": ["k"], "k": [k]})], ignore_index=True)
 
 
@@ -179,7 +195,7 @@ def alignment_chart(table: pd.DataFrame, last: int) -> Chart:
     """Overlap with w_A's leading directions against k."""
     base = alt.Chart(table)
     x = alt.X("k:Q", title="k", scale=alt.Scale(domain=[1, max(2, last)], nice=False)).axis(format="d", grid=False)
-    scale = alt.Scale(domain=list(SIDES), range=[_RIGHT, _LEFT, COLOUR_DAMAGE])
+    scale = alt.Scale(domain=list(SIDES), range=[_RIGHT, _LEFT])
     curve = (
         base.transform_filter("datum.kind != 'k'")
         .mark_line(strokeWidth=2)
@@ -190,9 +206,14 @@ def alignment_chart(table: pd.DataFrame, last: int) -> Chart:
             ),
             color=alt.Color("kind:N", title=None, scale=scale).legend(orient="top"),
             strokeDash=alt.StrokeDash(
-                "kind:N", scale=alt.Scale(domain=list(SIDES), range=[[1, 0], [8, 2], [3, 3]]), legend=None
-            ),
-            tooltip=[alt.Tooltip("kind:N", title="side"), "k:Q", alt.Tooltip("overlap:Q", format=".2%")],
+                "line:N", title=None, scale=alt.Scale(domain=["overlap", "chance"], range=[[1, 0], [3, 3]])
+            ).legend(orient="top"),
+            tooltip=[
+                alt.Tooltip("kind:N", title="side"),
+                alt.Tooltip("line:N", title="overlap"),
+                "k:Q",
+                alt.Tooltip("overlap:Q", format=".2%"),
+            ],
         )
     )
     rule = base.transform_filter("datum.kind == 'k'").mark_rule(strokeDash=[2, 3], color=COLOUR_DAMAGE).encode(x=x)

@@ -167,6 +167,7 @@ def _draw_map(row: TensorPair, found: DeltaMap, shape: tuple[int, int], tall: bo
         signed=signed,
         dark=plots.dark(),
         height=_TALL if tall else _LOW,
+        tokens=row.part.role in ("embed_tokens", "lm_head"),
         alt=f"Map of {what} of {row.name}, rows {at.row} to {at.row_end - 1}, columns {at.column} to "
         f"{at.column_end - 1}.",
         formula=f"{what} over blocks of {found.block[0]} × {found.block[1]} elements",
