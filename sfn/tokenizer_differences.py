@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from heapq import nsmallest
 
 from sfn.checkpoints import Checkpoint, read_json, text_config
 from sfn.differences import Finding, Severity
@@ -64,19 +65,19 @@ def _compare_tokenizers(a: dict[str, object], b: dict[str, object]) -> tuple[Sev
     vocabulary_a, vocabulary_b = _vocabulary(a), _vocabulary(b)
     added_a, added_b = _added(a), _added(b)
     tokens_a, tokens_b = vocabulary_a | _ids(added_a), vocabulary_b | _ids(added_b)
-    union = tokens_a.keys() | tokens_b.keys()
-    differing = [token for token in union if tokens_a.get(token) != tokens_b.get(token)]
-    differing.sort(key=_token_order(tokens_a, tokens_b))
-    marked = [token for token in added_a.keys() & added_b.keys() if added_a[token] != added_b[token]]
-    marked = sorted(set(marked) - set(differing))
+    differing = {token for token, _ in tokens_a.items() ^ tokens_b.items()}
+    order = _token_order(tokens_a, tokens_b)
+    marked = {token for token in added_a.keys() & added_b.keys() if added_a[token] != added_b[token]} - differing
     steps = [step for step in _STEPS if a.get(step) != b.get(step)]
     parts: list[str] = []
     if differing:
-        parts.append(f"{len(differing):,} of {len(union):,} tokens are not the same on both sides ({_few(differing)})")
+        union = len(tokens_a.keys() | tokens_b.keys())
+        some = _few(differing, order)
+        parts.append(f"{len(differing):,} of {union:,} tokens are not the same on both sides ({some})")
     if _merges(a) != _merges(b):
         parts.append("the merge rules differ")
     if marked:
-        parts.append(f"{len(marked)} added tokens are marked differently ({_few(marked)})")
+        parts.append(f"{len(marked)} added tokens are marked differently ({_few(marked, str)})")
     if steps:
         parts.append(f"{' and '.join(steps)} differ")
     if not parts:
@@ -85,8 +86,8 @@ def _compare_tokenizers(a: dict[str, object], b: dict[str, object]) -> tuple[Sev
     return ("limit" if ordinary else "note"), f"The tokenizers differ: {'; '.join(parts)}."
 
 
-def _few(tokens: list[str]) -> str:
-    return ", ".join(map(repr, tokens[:4])) + (", …" if len(tokens) > 4 else "")
+def _few(tokens: set[str], order: Callable[[str], object]) -> str:
+    return ", ".join(map(repr, nsmallest(4, tokens, key=order))) + (", …" if len(tokens) > 4 else "")
 
 
 def _token_order(a: Mapping[str, int], b: Mapping[str, int]) -> Callable[[str], tuple[int, str]]:
