@@ -198,7 +198,8 @@ def _sketched(walk: _Walk) -> tuple[_Directions, _Directions]:
                 ranges[place][start : start + len(block)] = block.astype(np.float32) @ basis[place]
                 if walked == 0:
                     energy[place] += float(np.square(block).sum())
-        ranges = [np.linalg.qr(side)[0] for side in ranges]
+        for place in range(2):
+            ranges[place] = np.linalg.qr(ranges[place])[0]
         back = [np.zeros((columns, _SKETCH)) for _ in range(2)]
         for start, *sides in walk.blocks():
             for place, block in enumerate(sides):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MAP = "delta_map"
 _TALL, _LOW = 520, 300  # pixels of the map
 _EXPERT, _K = "_look_expert", "_look_k"
-_HEIGHT = 930  # of map and spectrum, whatever is in them: nothing moves while they are computed
+_HEIGHT = 1000  # of map and spectrum, whatever is in them: nothing moves while they are computed
 
 
 def draw(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
@@ -265,14 +265,18 @@ def _figures(found: Spectrum, k: int) -> str:
          "a sketch, the least and the most that the rest allows.", f"{rank} of {min(found.shape):,}"),
     ]  # fmt: skip
     if here:
-        lines.append(
+        lines += [
             (
-                f"along w_A, first {here}",
-                "‖U_kᵀ V_k‖_F² / k of inputs (right) and outputs (left); by chance k / columns and k / rows.",
-                f"in {found.right[here - 1]:.1%} (chance {here / found.shape[1]:.1%}), out {found.left[here - 1]:.1%} "
-                f"(chance {here / found.shape[0]:.1%})",
+                f"{side} along w_A, first {here}",
+                "‖U_kᵀ V_k‖_F² / k, U_k and V_k the first k directions of w_B − w_A and of w_A on that side; by chance "
+                f"k / {size:,}.",
+                f"{overlap[here - 1]:.1%} (chance {here / size:.1%})",
             )
-        )
+            for side, overlap, size in (
+                ("inputs", found.right, found.shape[1]),
+                ("outputs", found.left, found.shape[0]),
+            )
+        ]
     cells = "".join(
         f'<tr title="{html.escape(formula)}"><th scope="row">{title}</th><td>{html.escape(value)}</td></tr>'
         for title, formula, value in lines

@@ -168,3 +168,14 @@ def test_scored_text_is_cut_up_as_in_a_document(speech):
     before, ids = speech.scored_ids("ne", "o", "plain")
     assert speech.decode([*before, *ids]) == "one"
     assert len(before) == 1
+
+
+def test_tokens_are_told_on_one_line_with_all_that_is_in_them(tmp_path):
+    builders.write_tokenizer(tmp_path, words=("Ġone", "two"))
+    found = text.load(tmp_path, "A")
+    ids = found.tokenizer.get_vocab()
+    wanted = {"<|end|>": "<|end|>", "Ġone": "␣one", "two": "two", "Ċ": "⏎", "Ā": "\\u0000", "<": "<"}
+    assert text.token_texts(found, [ids[token] for token in wanted]) == tuple(wanted.values())
+    piece = text.token_texts(found, [ids["Ã"]])[0]  # a byte that is no character by itself
+    assert piece == "Ã"
+    assert text.token_texts(found, [len(found.tokenizer), -1]) == ("", "")

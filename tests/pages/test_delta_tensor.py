@@ -1,0 +1,133 @@
+"""Delta, one tensor in depth: modes, map, spectrum, heads, tokens, experts; from the store, by button, cancelled."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+
+import pytest
+
+from sfn.ui import cached, looking
+from tests.builders import tiny_qwen3_moe
+from tests.pages.conftest import finish_scan
+from tests.pages.test_delta import measured, titles
+
+O_PROJ = "model.layers.1.self_attn.o_proj.weight"
+K_BIAS = "model.layers.1.self_attn.k_proj.bias"
+
+
+def texts(app) -> str:
+    shown = [element.value for kind in (app.markdown, app.caption) for element in kind]
+    return "\n".join([*shown, *(element.proto.body for element in app.get("html"))]).replace("\\", "")
+
+
+def opened(visit, bench, name, **query):
+    """The page with a tensor open, once everything that is computed by itself is there."""
+    measured(visit, bench, tensor=name, **query)
+    finish_scan(bench)
+    app = visit("delta", tensor=name, **query)
+    assert not app.exception
+    return app
+
+
+def test_a_tensor_in_depth(visit, bench):
+    app = opened(visit, bench, O_PROJ)
+    assert {
+        "Relative change of every element",
+        "Where it changed: mean of |w_B − w_A|",
+        "Spectrum of ΔW",
+        "Do the first k directions lie along w_A's?",
+        "L2 shift of each head",
+    } <= set(titles(app))
+    said = texts(app)
+    assert "Columns of 8 make a head" in said
+    assert "Too few changed elements" in said
+    assert "does not show that a tensor carries an ability" in said
+    assert "stable rank" in said
+
+
+def test_what_was_looked_at_is_not_computed_again(visit, bench):
+    opened(visit, bench, O_PROJ)
+    looked = [job.id for job in bench.jobs.recent(600) if job.key.startswith("look:")]
+    opened(visit, bench, O_PROJ)
+    assert [job.id for job in bench.jobs.recent(600) if job.key.startswith("look:")] == looked
+    assert len(looked) == 3
+
+
+def test_a_bias_has_heads_but_no_map(visit, bench):
+    app = opened(visit, bench, K_BIAS)
+    assert "L2 shift of each KV head" in titles(app)
+    assert "Spectrum of ΔW" not in titles(app)
+    assert "KV head" in texts(app)
+
+
+def test_tokens_that_moved_most_are_named(visit, bench):
+    name = "model.embed_tokens.weight"
+    opened(visit, bench, name)
+    ids = None
+    for _ in range(100):
+        app = visit("delta", tensor=name)
+        table = app.dataframe[0].value
+        ids = table["number"].tolist()
+        if "…" not in table["token"].tolist():
+            break
+    assert len(ids) == 100
+    assert "Hartigan" in texts(app)
+    assert table["L2 shift"].is_monotonic_decreasing
+    assert (table.loc[table["number"] >= 261, "token"] == "").all()  # rows without a token
+    assert (table.loc[table["number"] < 260, "token"] != "").all()
+
+
+def test_a_part_of_the_map_is_in_the_address(visit, bench):
+    app = opened(visit, bench, O_PROJ, map_part="4-20,8-32")
+    assert "rows 4 to 19, columns 8 to 31" in texts(app)
+    app.button(key="map_whole").click().run()
+    assert "map_part" not in app.query_params
+    app = opened(visit, bench, O_PROJ, map_part="4-20,8-99")
+    assert any("is no part of a tensor of 32 × 32" in error.value.replace("\\", "") for error in app.error)
+    assert "Spectrum of ΔW" in titles(app)  # the rest stands
+
+
+def test_another_tensor_begins_with_its_whole_map(visit, bench):
+    app = opened(visit, bench, O_PROJ, map_part="4-20,8-32")
+    app.button(key="tensor_after").click().run()
+    assert "map_part" not in app.query_params
+
+
+def test_a_large_tensor_waits_for_a_click(visit, bench, monkeypatch):
+    monkeypatch.setattr(looking, "_UNASKED_BYTES", 0)
+    app = opened(visit, bench, O_PROJ)
+    assert not [job for job in bench.jobs.recent(600) if job.key.startswith("look:")]
+    assert "it means reading" in texts(app)
+    app.button(key="compute_spectrum").click().run()
+    finish_scan(bench)
+    assert "Spectrum of ΔW" in titles(visit("delta", tensor=O_PROJ))
+
+
+@pytest.mark.parametrize("figure", ["dip", "ashman_d", "outside"])
+def test_shapes_are_on_the_board(visit, bench, figure):
+    app = measured(visit, bench, figure=figure)
+    assert not app.exception
+    assert "modules and layers" in texts(app)
+
+
+def test_experts_beside_each_other(visit, bench, tmp_path):
+    pair = {"a": tiny_qwen3_moe(tmp_path / "a", 0), "b": tiny_qwen3_moe(tmp_path / "b", 1)}
+    name = "model.layers.0.mlp.experts.2.up_proj.weight"
+    visit("delta", **pair)
+    finish_scan(bench)
+    visit("delta", tensor=name, **pair)
+    finish_scan(bench)
+    app = visit("delta", tensor=name, **pair)
+    assert not app.exception
+    assert "L2 shift of each expert" in titles(app)
+    spec = next(json.loads(c.proto.spec) for c in app.get("vega_lite_chart") if "each expert" in str(c.proto.spec))
+    assert spec["layer"]
+    assert "moved furthest by L2 shift" in texts(app)
+
+
+def test_the_last_looks_are_remembered_within_bounds(visit, bench, monkeypatch):
+    monkeypatch.setattr(cached, "_MOST_LOOKS", 2)
+    monkeypatch.setattr(cached, "_looks", OrderedDict())
+    opened(visit, bench, O_PROJ)
+    assert len(cached._looks) <= 2
