@@ -106,7 +106,7 @@ def histograms(table: pd.DataFrame, labels: Sequence[str], layers: Sequence[int]
                 alt.Tooltip("share:Q", title="share", format=".3%"),
             ],
         )
-        .properties(width=160, height=120)
+        .properties(width=140, height=115)
     )
     title = charts.ratio_title(form)
     return (

@@ -6,6 +6,7 @@ import json
 
 from sfn import checkpoints, pairs
 from sfn.ui import scanning
+from tests.builders import tiny_qwen2
 from tests.pages.conftest import finish_scan
 
 TENSOR = "model.layers.1.self_attn.o_proj.weight"
@@ -137,3 +138,45 @@ def test_a_choice_that_the_pair_lacks_is_told(visit, monkeypatch):
     assert not app.exception
     assert any("has nothing of" in element.value for element in app.markdown)
     assert app.button(key="start_scan").disabled
+
+
+def test_the_papers_figures_are_one_click_away_with_their_captions(visit, bench):
+    app = measured(visit, bench)
+    app.segmented_control(key="layout").set_value("paper").run()
+    assert not app.exception
+    assert titles(app)[0] == "L2 shift of each module over the layers"
+    assert any(element.value.startswith("Clipping puts") for element in app.markdown)
+    captions = [element.value for element in app.code]
+    assert len(captions) == 2
+    assert all("content" in text and "SfN" in text for text in captions)
+    assert dict(app.query_params)["layout"] == "paper"
+
+
+def test_every_chart_on_the_page_can_be_chosen_to_be_saved(visit, bench):
+    app = measured(visit, bench, tensor=TENSOR)
+    drawn = len(charts(app))
+    app.session_state["save_menu"] = True
+    app.run()
+    assert not app.exception
+    assert len(app.selectbox(key="save_chart").options) == drawn
+
+
+def test_a_second_pair_lies_over_the_first_on_normalised_depth(visit, bench, folders, tmp_path):
+    other = tiny_qwen2(tmp_path / "deeper", 5, layers=4)
+    measured(visit, bench, a=str(other), b=str(tiny_qwen2(tmp_path / "deeper tuned", 6, layers=4)))
+    app = measured(visit, bench)
+    key = next(key for key in app.selectbox(key="beside").options if "deeper" in key)
+    found = next(pair.key for pair in bench.store.pairs() if "deeper" in pair.a_label)
+    assert "deeper" in key
+    app.selectbox(key="beside").set_value(found).run()
+    assert not app.exception
+    assert "L2 shift of two pairs over their depth" in titles(app)
+    again = visit("delta", beside=found)
+    assert "L2 shift of two pairs over their depth" in titles(again)
+    assert any("In the second pair" in element.value for element in again.markdown)
+
+
+def test_an_unknown_second_pair_is_a_sentence(visit, bench):
+    app = measured(visit, bench, beside="0" * 64)
+    assert not app.exception
+    assert "L2 shift over the layers" in titles(app)
