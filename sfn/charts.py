@@ -314,8 +314,11 @@ def _tailed(
     x_axis = alt.Axis(values=[-1, -0.5, 0, 0.5, 1], title=title, grid=False)
     where = [alt.Tooltip("name:N", title="tensor"), alt.Tooltip("layer:Q", title="layer")]
     scale = alt.Scale(type="symlog", constant=1e-6) if log else alt.Scale(zero=True)
-    ticks = {"values": [0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]} if log else {"tickCount": 4}
-    left = alt.Y("share:Q", title="share per bin", scale=scale).axis(format="~%", grid=False, **ticks)
+    axis = {"format": "~%", "tickCount": 4}
+    if log:  # "~%" would round these to 0
+        written = "format(100 * datum.value, '.1~g') + '%'"
+        axis = {"values": [0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1], "labelExpr": written, "labelOverlap": False}
+    left = alt.Y("share:Q", title="share per bin", scale=scale).axis(grid=False, **axis)
     right = alt.Y("share:Q", title="share beyond ±1", scale=alt.Scale(domain=[0, top])).axis(
         format="~%", tickCount=4, grid=False, orient="right"
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 _UNASKED_BYTES = 64_000_000  # of both sides: what is looked at without a click
+_LEFT = "_looks_left"  # keys of looks that ended because their tensor was left, not because they were cancelled
 _PATIENCE_S = 0.25  # for a look that is there at once
 
 
@@ -24,7 +25,10 @@ def wanted(pair: Pair, row: TensorPair, kind: str, *, expert: int | None = None,
     found = cached.look(pair, row.name, kind, expert=expert, part=part)
     if found is not None or scanning.from_network(pair) or read_bytes(row, expert) > _UNASKED_BYTES:
         return found
-    if job_of(pair, row, kind, expert, part) is None:
+    before = job_of(pair, row, kind, expert, part)
+    left = st.session_state.setdefault(_LEFT, set())
+    if before is None or (before.state == "cancelled" and before.key in left):
+        left.discard(before.key if before is not None else "")
         job = cached.workbench().look(pair, row.name, kind, state.browser(), expert=expert, part=part)
         job.finished.wait(_PATIENCE_S)
         return cached.look(pair, row.name, kind, expert=expert, part=part)
@@ -49,6 +53,7 @@ def leave(pair: Pair, name: str) -> None:
     """Withdraw this viewer from the looks at a tensor that is no longer on screen."""
     for job in running(pair, name):
         if state.browser() in job.owners:
+            st.session_state.setdefault(_LEFT, set()).add(job.key)
             opening.cancel(job.id)
 
 

@@ -26,13 +26,14 @@ _LAST = "_tensor_last"  # the tensor that was drawn last
 def draw(pair: Pair, board: pd.DataFrame, deltas: pd.DataFrame) -> None:
     """The panel of the tensor that is chosen; nothing where none is."""
     name = state.get("tensor")
+    last = st.session_state.get(_LAST, name)
+    st.session_state[_LAST] = name
+    if last and last != name:
+        state.put("map_part", "")  # of another tensor
+        looking.leave(pair, last)
     if not name:
         return
     row = pair.by_name.get(name)
-    if st.session_state.get(_LAST, name) != name:
-        state.put("map_part", "")  # of another tensor
-        looking.leave(pair, st.session_state[_LAST])
-    st.session_state[_LAST] = name
     with st.container(border=True):
         _head(pair, row, name)
         if row is None:

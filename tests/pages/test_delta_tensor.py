@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 import pytest
 
+from sfn import checkpoints, pairs
 from sfn.ui import cached, looking
 from tests.builders import tiny_qwen3_moe
 from tests.pages.conftest import finish_scan
@@ -131,3 +132,15 @@ def test_the_last_looks_are_remembered_within_bounds(visit, bench, monkeypatch):
     monkeypatch.setattr(cached, "_looks", OrderedDict())
     opened(visit, bench, O_PROJ)
     assert len(cached._looks) <= 2
+
+
+def test_leaving_a_tensor_ends_what_is_computed_of_it(visit, bench, folders, monkeypatch):
+    monkeypatch.setattr(looking, "_UNASKED_BYTES", 0)
+    app = opened(visit, bench, O_PROJ)
+    with checkpoints.open(folders[0]) as a, checkpoints.open(folders[1]) as b:
+        key = f"look:{pairs.compare(a, b).key}:{O_PROJ}:spectrum:v1"
+    owner = app.session_state["_owner"]
+    job = bench.jobs.start("a long look", lambda job: job.cancel_event.wait(30), key=key, owner=owner)
+    app.button(key="tensor_close").click().run()
+    assert job.finished.wait(5)
+    assert job.cancel_event.is_set()
