@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sfn.ui.scanning import Progress
 
 _CLICKED = "_board_clicked"  # names that the chart's selection held when it was last read
-_CHART, _LINES = "delta_board", "delta_lines"
+_CHART = "delta_board"
 _GRID_COLUMNS = 3
 NO_PROOF = "A large change does not show that a module carries an ability: move it on the page Merge and read on."
 
@@ -127,7 +127,6 @@ def _one_pair(cells: pd.DataFrame, figure: str, log: bool) -> None:
         alt=f"{ALL[figure].title} of each module over the layers, one line per module.",
         formula=_formula(figure, log),
         data=_numbers(inside),
-        key=_LINES,
         canvas=True,
     )
     said(profiles.over_layers(cells, figure) or "Too little is measured to compare layers.", _READ_LINES)
@@ -184,7 +183,6 @@ def _two_pairs(pair: Pair, key: str, cells: pd.DataFrame, other: pd.DataFrame, f
         "layer / (number of layers − 1).",
         formula=_formula(figure, log),
         data=_numbers(_both(cells, other, names)),
-        key=_LINES,
         canvas=True,
     )
     said(profiles.beside(cells, other, figure) or "No module of the two pairs can be compared.", _READ_BESIDE)

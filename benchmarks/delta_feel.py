@@ -1,0 +1,153 @@
+"""How the Delta page feels with 64 layers: bytes that it sends, and how long a change of figure or scale takes.
+
+    .venv/bin/python benchmarks/delta_feel.py [--changes 40]
+
+The real app, a pair of 64 layers and 12 modules that this script makes, in real Chromium. Bytes are those of all the
+messages that the page receives on a cold link; a redraw counts from the press on the choice until both charts that it
+changes stand on the screen anew. Fails where a figure is over what is wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import statistics
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import first_light  # noqa: E402  (it starts app and browser)
+from board_clicks import p95  # noqa: E402
+
+from sfn.figures import FIGURES  # noqa: E402
+from tests.builders import tiny_qwen2  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Locator, Page
+
+LAYERS = 64
+WARM_UP = 3
+WANTED_S, WANTED_BYTES = 0.3, 1.5e6
+TENSOR = "model.layers.20.self_attn.o_proj.weight"
+VIEWS = {
+    "board": {},
+    "board with a tensor open": {"tensor": TENSOR},
+    "the paper's figures": {"layout": "paper"},
+}
+
+# Notes, in ms, the press on a choice and when the pictures that it changes were painted: each paints its axes' titles
+# into a canvas, the last of them is the lines'.
+_WATCH = """() => {
+    if (!window.painted) {
+        const paint = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...where) {
+            window.painted?.push([this.canvas, performance.now()]);
+            return paint.call(this, text, ...where);
+        };
+    }
+    const pictures = () => {
+        const all = [...document.querySelectorAll('[data-testid=stVegaLiteChart] canvas')];
+        return [all[0], all.at(-1)]; // the board, the lines
+    };
+    const before = pictures();
+    window.painted = [];
+    window.seen = {};
+    document.addEventListener('pointerup', () => window.seen.pressed = performance.now(), {capture: true, once: true});
+    window.drawn = () => {
+        const now = pictures();
+        const times = now.map((canvas) => window.painted.filter(([which]) => which === canvas).map(([, at]) => at));
+        return now.every((canvas, place) => canvas && canvas !== before[place] && times[place].length)
+            ? Math.max(...times.flat()) - window.seen.pressed : null;
+    };
+}"""
+
+
+@contextmanager
+def received(page: Page) -> Iterator[list[int]]:
+    """Sizes in bytes of the messages that the page receives meanwhile, before any compression."""
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    sizes: list[int] = []
+
+    def note(event: dict) -> None:
+        frame = event["response"]
+        content = frame["payloadData"]
+        sizes.append(len(base64.b64decode(content)) if frame["opcode"] == 2 else len(content))
+
+    session.on("Network.webSocketFrameReceived", note)
+    yield sizes
+    session.detach()
+
+
+def open_bytes(page: Page, address: str, **query: str) -> int:
+    """Bytes that a cold link to the page brings."""
+    with received(page) as sizes:
+        page.goto(f"{address}/delta?{urlencode(query)}")
+        page.get_by_text("tensors measured").wait_for(timeout=60_000)
+        page.wait_for_timeout(4000)
+    return sum(sizes)
+
+
+def redraw_s(page: Page, choice: Locator) -> float:
+    """Seconds from the press on `choice` until both charts are drawn anew."""
+    choice.wait_for()
+    page.evaluate(_WATCH)
+    choice.click()
+    page.wait_for_function("() => window.drawn()", timeout=20_000, polling=100)
+    page.wait_for_timeout(700)  # until nothing is painted any more
+    return page.evaluate("() => window.drawn() / 1000")
+
+
+def changes_s(page: Page, many: int) -> dict[str, list[float]]:
+    """`redraw_s` of `many` changes of the figure and as many of the scale, after a few that warm up."""
+    found: dict[str, list[float]] = {"figure": [], "scale": []}
+    figures = list(FIGURES.values())
+    for place in range(many + WARM_UP):
+        page.locator(".st-key-figure").get_by_role("combobox").click()
+        figure = figures[(place + 1) % len(figures)]
+        found["figure"].append(redraw_s(page, page.get_by_role("option", name=figure.title, exact=True)))
+        scale = page.get_by_role("radio", name=("log", "linear")[place % 2], exact=True)
+        found["scale"].append(redraw_s(page, scale))
+    return {name: seconds[WARM_UP:] for name, seconds in found.items()}
+
+
+def main() -> None:
+    """Measure, print the table, and fail where a figure is over what is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--changes", type=int, default=40)
+    many = parser.parse_args().changes
+    bytes_, seconds = {}, {}
+    with tempfile.TemporaryDirectory() as made:
+        a, b = (str(tiny_qwen2(Path(made) / name, seed, layers=LAYERS)) for seed, name in enumerate(("base", "tuned")))
+        with first_light.chromium() as browser, first_light.app(f"{made}/cache") as (address, _):
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            open_bytes(page, address, a=a, b=b)  # measures it
+            page.close()
+            for name, query in VIEWS.items():
+                page = browser.new_page(viewport={"width": 1440, "height": 900})
+                bytes_[name] = open_bytes(page, address, a=a, b=b, **query)
+                if not query:
+                    seconds |= {f"{name}: change of {what}": s for what, s in changes_s(page, many).items()}
+                page.close()
+    print(f"{LAYERS} layers, 12 modules{'':28} {'MB':>8} {'':8} {'':8} {'wanted':>8}")
+    for name, size in bytes_.items():
+        print(f"{name:50} {size / 1e6:8.2f} {'':8} {'':8} {WANTED_BYTES / 1e6:8.1f}")
+    print(f"{many} changes each{'':34} {'p50':>8} {'p95':>8} {'max':>8} {'wanted':>8}")
+    for name, found in seconds.items():
+        print(f"{name:50} {statistics.median(found):7.3f}s {p95(found):7.3f}s {max(found):7.3f}s {WANTED_S:7.1f}s")
+    over = [name for name, size in bytes_.items() if size > WANTED_BYTES]
+    over += [name for name, found in seconds.items() if p95(found) > WANTED_S]
+    if over:
+        sys.exit(f"over what is wanted: {', '.join(over)}")
+
+
+if __name__ == "__main__":
+    main()
