@@ -176,6 +176,32 @@ def chart_spec(name: str, options: tuple[Hashable, ...], more: tuple[Hashable, .
     return pictures.without_data(_draw(_table, *options, **dict(more)))
 
 
+@st.cache_resource(max_entries=16, show_spinner=False)
+def foresee_specs(
+    rows: tuple[str, ...], columns: tuple[str, ...], inside: tuple[str, ...], last: int, dark: bool
+) -> Any:
+    """Write the specifications of board and lines for every figure and scale beside the page, once for a board's shape.
+
+    Altair takes as long for one of them as the browser for drawing it. inside: rows that have layers.
+    """
+    import pandas as pd
+
+    from sfn import charts
+    from sfn.figures import FIGURES
+
+    def write() -> None:
+        empty = pd.DataFrame()
+        for log in (False, True):
+            for figure in FIGURES:
+                board, lines = (figure, rows, columns), (figure, inside, last)
+                chart_spec("heatmap", board, (("dark", dark), ("log", log)), charts.heatmap, empty)
+                chart_spec("lines", lines, (("log", log),), charts.lines, empty)
+
+    thread = threading.Thread(target=write, name="sfn-specs", daemon=True)
+    thread.start()
+    return thread
+
+
 @st.cache_data(max_entries=16, show_spinner=False)
 def _tensors(pair_key: str, _pair: Pair) -> pd.DataFrame:
     from sfn import tables

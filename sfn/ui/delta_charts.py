@@ -129,6 +129,13 @@ def _one_pair(cells: pd.DataFrame, figure: str, log: bool) -> None:
         data=_numbers(inside),
         canvas=True,
     )
+    cached.foresee_specs(
+        tuple(charts.rows_of(cells)),
+        tuple(charts.columns_of(cells)),
+        tuple(charts.rows_of(inside)),
+        int(inside["layer"].max()),
+        plots.dark(),
+    )
     said(profiles.over_layers(cells, figure) or "Too little is measured to compare layers.", _READ_LINES)
 
 
