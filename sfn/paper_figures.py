@@ -116,7 +116,7 @@ def histograms(table: pd.DataFrame, labels: Sequence[str], layers: Sequence[int]
             spacing=14,
         )
         .resolve_scale(y="independent")
-        .properties(title={"text": f"{title[0].upper()}{title[1:]}", "subtitle": "200 bins, clipped to [−1, 1]"})
+        .properties(title=f"{title[0].upper()}{title[1:]}, clipped to [−1, 1], 200 bins")
     )
 
 
