@@ -50,7 +50,8 @@ def tiny_llama(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", ti
 
 
 def tiny_qwen3(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", tied: bool = False, shards: int = 1,
-               layers: int = 2, hidden: int = 32, vocab: int = 288, head_dim: int = 16, **config: object) -> Path:  # fmt: skip
+               layers: int = 2, hidden: int = 32, vocab: int = 288, head_dim: int = 16,
+               **config: object) -> Path:  # fmt: skip
     """Qwen3: q_norm and k_norm, no biases, heads wider than hidden / heads (4 heads of `head_dim`)."""
     heads = {"q": 4 * head_dim, "kv": 2 * head_dim, "head_norm": head_dim}
     shapes = _llama_shapes(layers, hidden, vocab, intermediate=48, **heads, tied=tied)
@@ -62,7 +63,7 @@ def tiny_qwen3(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", ti
 def tiny_qwen3_moe(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", experts: int = 4, shards: int = 1,
                    layers: int = 2, hidden: int = 32, vocab: int = 288, head_dim: int = 16, width: int = 16,
                    **config: object) -> Path:  # fmt: skip
-    """Qwen3-MoE with one tensor per expert and projection, as on disk; 2 of `experts` experts, `width` wide, a token."""
+    """Qwen3-MoE with one tensor per expert and projection, as on disk; a token goes to 2 experts, `width` wide."""
     heads = {"q": 4 * head_dim, "kv": 2 * head_dim, "head_norm": head_dim}
     shapes = _llama_shapes(layers, hidden, vocab, intermediate=None, **heads, tied=False)
     for layer in range(layers):

@@ -12,9 +12,9 @@ _RULES = """
 .stApp, .stApp button, .stApp input, .stApp textarea { font-variant-numeric: tabular-nums; }
 .stMainBlockContainer { padding: 3.6rem 2.4rem 3rem; }
 .stMain h1 { padding: .3rem 0 .4rem; }
-.st-key-title_bar { margin-bottom: -.6rem; }
-.st-key-title_bar { padding-top: .3rem; }
-@media (max-height: 780px) { .stMain h1 { font-size: 1.6rem; padding: 0 0 .4rem; } .st-key-title_bar h1 { padding: 0; } }
+.st-key-title_bar { padding-top: .3rem; margin-bottom: -.6rem; }
+@media (max-height: 780px) {
+  .stMain h1 { font-size: 1.6rem; padding: 0 0 .4rem; } .st-key-title_bar h1 { padding: 0; } }
 .sfn-line { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .92rem; }
 .stApp [data-stale="true"] { opacity: 1 !important; transition: none !important; }
 [data-testid="stStatusWidget"] { display: none; }
