@@ -5,6 +5,7 @@ Owns no page: `sfn/ui/shell.py` draws the frame, `pages/` the pages.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,7 +57,13 @@ async def health(_request: Request) -> JSONResponse:
     return JSONResponse({"status": "ok", "version": sfn.__version__})
 
 
-_KATEX = Path(sfn.__file__).parent / "ui" / "assets" / "katex"  # sets formulas; see its README.md
+# For each run of a page Streamlit puts the script's folder into sys.path, unless it is there, and takes it out again.
+# An import that another thread makes meanwhile may then skip a folder: "No module named 'altair'". So let it be there.
+_UI = Path(sfn.__file__).absolute().parent / "ui"
+if str(_UI) not in sys.path:
+    sys.path.append(str(_UI))
+
+_KATEX = _UI / "assets" / "katex"  # sets formulas; see its README.md
 
 app = st.App(
     "sfn/ui/shell.py",
