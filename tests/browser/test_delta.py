@@ -23,12 +23,13 @@ def find_cell(page, module):
     box = page.locator(".st-key-delta_board canvas").bounding_box()
     x = box["x"] + box["width"] / 2
     tip = page.locator("#vg-tooltip-element.visible")
-    for place in range(4 * ROWS):
-        y = box["y"] + 30 + place * (box["height"] - 90) / (4 * ROWS)
-        page.mouse.move(x, y)
-        page.wait_for_timeout(60)
-        if tip.count() and module in tip.inner_text():
-            return x, y
+    for wait_ms in (60, 300, 1000):  # a busy machine is slow to tell
+        for place in range(4 * ROWS):
+            y = box["y"] + 30 + place * (box["height"] - 90) / (4 * ROWS)
+            page.mouse.move(x, y)
+            page.wait_for_timeout(wait_ms)
+            if tip.count() and module in tip.inner_text():
+                return x, y
     raise AssertionError(f"no cell says {module}")
 
 
