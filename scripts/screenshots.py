@@ -29,6 +29,7 @@ SIZE = {"width": 1440, "height": 900}
 FILM_SIZE = {"width": 1280, "height": 800}
 FILM_WIDTH, FILM_COLOURS = 960, 160
 PROMPT = "What is 5 + 17 + 26 + 4?"
+FILM_PROMPT = "Compute 6 * 8 - 13 + 22."
 RECIPES = ("o_proj@all=B", "all@0-5=B; head=B")
 TENSOR = "model.layers.5.self_attn.o_proj.weight"
 
@@ -107,9 +108,10 @@ class Film:
 
 def film(page: Page, address: str) -> None:
     """From all A to all layers and the head of B: seven clicks on the board, one on Run, the answer."""
-    page.goto(f"{address}/merge?{urlencode({'prompt': PROMPT})}")
+    page.goto(f"{address}/merge?{urlencode({'prompt': FILM_PROMPT})}")
     page.locator("[data-at='5,0']").wait_for()
-    page.locator(".st-key-answer_B").get_by_text("answer is").wait_for()
+    page.locator(".st-key-run button").click()
+    page.locator(".st-key-seat_B .sfn-seat-foot", has_text="tokens/s").wait_for()
     page.wait_for_timeout(2000)
     recording = Film(page)
     recording.roll(1.2)
