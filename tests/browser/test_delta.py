@@ -41,6 +41,7 @@ def test_a_click_opens_the_tensor_and_close_leads_back(page, app):
     expect(page).to_have_url(re.compile(r"tensor=[^&]*o_proj"))
     page.get_by_role("button", name="›", exact=True).click()
     expect(panel).to_contain_text("post_attention_layernorm")
+    expect(page).to_have_url(re.compile(r"tensor=[^&]*post_attention_layernorm"))
     page.go_back()
     expect(panel).to_contain_text("o_proj")
     page.get_by_role("button", name="Close", exact=True).click()
