@@ -25,7 +25,7 @@ app:  ## install what is missing, then start the app on http://127.0.0.1:8501 (P
 test:  ## install what tests need, then run every test (ARGS="tests/unit -k recipes")
 	@$(with_python) scripts/install.py test
 	@$(VENV_PYTHON) scripts/debian.py
-	@$(VENV_PYTHON) scripts/tests.py $(ARGS)
+	@$(VENV_PYTHON) -m pytest $(ARGS)
 
 lint:  ## check style with ruff
 	@$(with_python) scripts/install.py test
