@@ -33,14 +33,31 @@ if TYPE_CHECKING:
     from sfn.workbench import Workbench
 
 _lock = threading.Lock()
-_plans: OrderedDict[tuple[str, str], Plan] = OrderedDict()  # (pair key, recipe), the one asked for last at the end
+_memo_lock = threading.Lock()
 _MOST_PLANS = 64
-_plans_lock = threading.Lock()
-_looks: OrderedDict[tuple[str, ...], Look] = OrderedDict()
 _MOST_LOOKS = 24
-_looks_lock = threading.Lock()
 _MOST_RECENT = 30
 _NEWEST = 5000  # answers that the filters of the History page are made from
+
+_Kept = OrderedDict[tuple[str, ...], Any]  # by key, the one asked for last at the end
+_plans: _Kept = OrderedDict()
+_looks: _Kept = OrderedDict()
+
+
+def _kept(memo: _Kept, key: tuple[str, ...]) -> Any | None:
+    """What a plain memo has under `key`; `st.cache_resource` would take 0.1 ms a time."""
+    with _memo_lock:
+        if key in memo:
+            memo.move_to_end(key)
+        return memo.get(key)
+
+
+def _keep(memo: _Kept, key: tuple[str, ...], value: Any, most: int) -> None:
+    """Keep `value`, and forget what was asked for longest ago."""
+    with _memo_lock:
+        memo[key] = value
+        if len(memo) > most:
+            memo.popitem(last=False)
 
 
 def workbench() -> Workbench:
@@ -149,22 +166,14 @@ def forget_opening(a: str, b: str) -> None:
 
 
 def plan(pair: Pair, recipe: str) -> Plan:
-    """What a recipe's text means for a pair. Raises RecipeError.
-
-    A page asks for dozens of plans at every click, so the memo is a plain one: `st.cache_resource` takes 0.1 ms a time.
-    """
+    """What a recipe's text means for a pair. Raises RecipeError. A page asks for dozens of plans at every click."""
     from sfn import recipes
 
     key = (pair.key, recipe)
-    with _plans_lock:
-        if key in _plans:
-            _plans.move_to_end(key)
-            return _plans[key]
-    found = recipes.resolve(recipes.parse(recipe), pair)
-    with _plans_lock:
-        _plans[key] = found
-        if len(_plans) > _MOST_PLANS:
-            _plans.popitem(last=False)
+    found = _kept(_plans, key)
+    if found is None:
+        found = recipes.resolve(recipes.parse(recipe), pair)
+        _keep(_plans, key, found, _MOST_PLANS)
     return found
 
 
@@ -271,18 +280,14 @@ def look(pair: Pair, name: str, kind: str, *, expert: int | None = None, part: s
 
     settings = looks.settings(kind, expert=expert, part=part)
     key = (str(workbench().store.path), pair.key, name, kind, settings)
-    with _looks_lock:
-        if key in _looks:
-            _looks.move_to_end(key)
-            return _looks[key]
+    found = _kept(_looks, key)
+    if found is not None:
+        return found
     content = workbench().store.look(pair.key, name, kind, settings)
     if content is None:
         return None
     found = looks.from_content(kind, content)
-    with _looks_lock:
-        _looks[key] = found
-        if len(_looks) > _MOST_LOOKS:
-            _looks.popitem(last=False)
+    _keep(_looks, key, found, _MOST_LOOKS)
     return found
 
 

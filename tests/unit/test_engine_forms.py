@@ -13,7 +13,7 @@ from sfn.errors import EngineError
 from tests.builders import tiny_qwen2, write_checkpoint
 from tests.hub_server import Hub
 from tests.unit.test_adapters import NAME, adapter, factors
-from tests.unit.test_scales import coded
+from tests.unit.test_scales import coded_model
 
 
 def held(pair: pairs.Pair, recipe: str) -> dict[str, torch.Tensor]:
@@ -55,14 +55,7 @@ def test_an_adapter_is_moved_like_any_b(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_torch_thread")
 def test_codes_run_as_values(tmp_path: Path) -> None:
     plain = checkpoints.open(tiny_qwen2(tmp_path / "b"))
-    tensors = {}
-    for name in plain.tensors:
-        tensor = plain.read(name, copy=True)
-        if name.endswith("proj.weight"):
-            codes, scales = coded(tensor.float(), (16, 16))
-            tensors |= {name: codes, name + "_scale_inv": scales}
-        else:
-            tensors[name] = tensor
+    tensors = coded_model(plain)
     table = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
     folder = write_checkpoint(tmp_path / "a", tensors, dict(plain.config) | {"quantization_config": table})
     pair = pairs.compare(*pairs.open_both(folder, tmp_path / "b"))

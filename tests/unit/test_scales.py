@@ -75,16 +75,22 @@ def test_what_is_not_understood_stays_codes(tmp_path: Path) -> None:
     assert not checkpoint.notes
 
 
-def test_delta_and_merge_take_the_values(tmp_path: Path) -> None:
-    a = checkpoints.open(tiny_qwen2(tmp_path / "a"))
+def coded_model(plain: checkpoints.Checkpoint) -> dict[str, torch.Tensor]:
+    """A model's tensors, its projections as codes with a scale for each block of 16 x 16."""
     tensors = {}
-    for name in a.tensors:
-        tensor = a.read(name, copy=True)
+    for name in plain.tensors:
+        tensor = plain.read(name, copy=True)
         if name.endswith("proj.weight"):
             codes, scales = coded(tensor.float(), (16, 16))
             tensors |= {name: codes, name + "_scale_inv": scales}
         else:
             tensors[name] = tensor
+    return tensors
+
+
+def test_delta_and_merge_take_the_values(tmp_path: Path) -> None:
+    a = checkpoints.open(tiny_qwen2(tmp_path / "a"))
+    tensors = coded_model(a)
     config = dict(a.config) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}
     b = checkpoints.open(write_checkpoint(tmp_path / "b", tensors, config))
     pair = pairs.compare(a, b)
