@@ -106,6 +106,17 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+def answer(page: Page, address: str, recipe: str) -> None:
+    """Open the Merge page with a recipe and run it, unless the store has its answers; wait until all three ended."""
+    page.goto(f"{address}/merge?{urlencode({'recipe': recipe, 'prompt': PROMPT})}")
+    page.locator(".st-key-answer_B").wait_for()
+    run = page.locator(".st-key-run button")
+    if run.is_enabled():
+        run.click()
+    for seat in ("A", "merged", "B"):
+        page.locator(f".st-key-seat_{seat} .sfn-seat-foot", has_text="ended by itself").wait_for(timeout=120_000)
+
+
 def browser_s(browser: Browser, cache: str) -> tuple[float, float]:
     """Seconds from starting the app to a usable Pair page, and from a click on a preset to its stored answer."""
     with app(cache) as (address, start):
@@ -115,15 +126,7 @@ def browser_s(browser: Browser, cache: str) -> tuple[float, float]:
         started_s = time.perf_counter() - start
         said = page.locator(".st-key-answer_merged")
         for recipe in RECIPES:  # fills the store where it is still empty, and ends on the second recipe
-            page.goto(f"{address}/merge?{urlencode({'recipe': recipe, 'prompt': PROMPT})}")
-            page.locator(".st-key-answer_B").wait_for()
-            run = page.locator(".st-key-run button")
-            if run.is_enabled():
-                run.click()
-            for seat in ("A", "merged", "B"):
-                page.locator(f".st-key-seat_{seat} .sfn-seat-foot", has_text="ended by itself").wait_for(
-                    timeout=120_000
-                )
+            answer(page, address, recipe)
         page.reload()  # as a viewer who comes later: nothing but the store knows the answers
         said.get_by_text("answer").wait_for()
         page.wait_for_timeout(1000)

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.first_light import app, chromium  # noqa: E402
+from benchmarks.first_light import answer, app, chromium  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -28,21 +28,9 @@ OUT = ROOT / "docs" / "screenshots"
 SIZE = {"width": 1440, "height": 900}
 FILM_SIZE = {"width": 1280, "height": 800}
 FILM_WIDTH, FILM_COLOURS = 960, 160
-PROMPT = "What is 5 + 17 + 26 + 4?"
 FILM_PROMPT = "Compute 6 * 8 - 13 + 22."
 RECIPES = ("o_proj@all=B", "all@0-5=B; head=B")
 TENSOR = "model.layers.5.self_attn.o_proj.weight"
-
-
-def answer(page: Page, address: str, recipe: str) -> None:
-    """Open the Merge page with a recipe and run it, unless the store has its answers."""
-    page.goto(f"{address}/merge?{urlencode({'recipe': recipe, 'prompt': PROMPT})}")
-    page.locator(".st-key-answer_B").wait_for()
-    run = page.locator(".st-key-run button")
-    if run.is_enabled():
-        run.click()
-    for seat in ("A", "merged", "B"):
-        page.locator(f".st-key-seat_{seat} .sfn-seat-foot", has_text="tokens/s").wait_for()
 
 
 def take(page: Page, name: str) -> None:
