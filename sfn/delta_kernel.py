@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
 
 RUN = 1 << 13  # elements of one float64 sum; a run's buffers stay in the processor's nearest caches
 EDGES: np.ndarray = np.arange(-100, 101) / 100
@@ -24,17 +25,28 @@ PLACES = 202  # of a histogram: below -1, 200 bins, above 1
 CHANGED, ZEROS, NONFINITE = 0, 1, 2  # columns of `counts`
 SCRIPT, PAPER = 0, 1  # rows of `histograms`
 
-# What `_sort` says of an element: 0 to 204, hundredths below r + 102 (2 to 201 are the bins), NEGATIVE more where
-# a < 0; EXACT + k + 100 where r is k hundredths, FURTHER more where a < 0; or one of the three before EXACT.
-_NEGATIVE, _NEAR, _SAME, _ZERO, _EXACT, _FURTHER, _SORTS = 256, 512, 513, 514, 515, 201, 515 + 402
+# What `_sort` says of an element: 0 to 203, hundredths below r + 102 (2 to 201 are the bins); _EXACT + k + 102 where r
+# is k hundredths; _NEAR where neither is certain. _NEGATIVE more where a < 0. Or _SAME, b = a; or _ZERO, a = 0.
+_EXACT, _NEAR, _SAME, _ZERO, _NEGATIVE, _SORTS = 204, 409, 410, 411, 512, 1024
 
 _FAST = {"reassoc", "contract", "nsz"}  # sums may be taken in lanes; NaN and infinity keep their meaning
 
 
+def _word(bits):
+    """The bits of the float32 that begins with `bits`, an unsigned whole number."""
+    raise NotImplementedError("compiled alone")
+
+
+@overload(_word, inline="always")
+def _word_of(bits):
+    left = 32 - bits.bitwidth  # known when this is compiled: a shift by a variable is done in twice the width
+    return lambda bits: np.uint32(np.uint32(bits) << left)
+
+
 @njit(nogil=True, cache=True)
-def _value(bits, i):
-    """The float32 of which bits[i] are the first bits."""
-    return np.uint32(np.uint32(bits[i]) << np.uint32(32 - 8 * bits.itemsize)).view(np.float32)
+def _float(bits):
+    """That float32."""
+    return np.uint32(_word(bits)).view(np.float32)
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
@@ -46,7 +58,7 @@ def _widen(bits, table, out):
             out[i] = words[bits[i]]
     else:
         for i in range(len(bits)):
-            out[i] = np.uint32(bits[i]) << np.uint32(32 - 8 * bits.itemsize)
+            out[i] = _word(bits[i])
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
@@ -55,11 +67,10 @@ def _sums(a, b, n):
     shifts = squares_a = squares_b = products = 0.0
     largest = np.int64(0)  # the bits of a number: those of numbers >= 0 are ordered as the numbers are
     changed = 0
-    left_a, left_b = np.uint32(32 - 8 * a.itemsize), np.uint32(32 - 8 * b.itemsize)
     for i in range(n):
         changed += a[i] != b[i]
-        x = np.float64(np.uint32(np.uint32(a[i]) << left_a).view(np.float32))
-        y = np.float64(np.uint32(np.uint32(b[i]) << left_b).view(np.float32))
+        x = np.float64(_float(a[i]))
+        y = np.float64(_float(b[i]))
         shift = y - x
         shifts += shift * shift
         squares_a += x * x
@@ -83,7 +94,7 @@ def _moved(a, b, n):
     """Places where the values differ, NaN being equal to NaN: for sides of different dtype."""
     count = 0
     for i in range(n):
-        x, y = _value(a, i), _value(b, i)
+        x, y = _float(a[i]), _float(b[i])
         count += (x != y) & ((x == x) | (y == y))
     return count
 
@@ -91,27 +102,25 @@ def _moved(a, b, n):
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 def _sort(a, b, n, short, out):
     """What each element is, see _NEGATIVE and the others; `short`: none has more than the 8 bits of a bfloat16."""
-    left_a, left_b = np.uint32(32 - 8 * a.itemsize), np.uint32(32 - 8 * b.itemsize)
     for i in range(n):
-        x = np.uint32(np.uint32(a[i]) << left_a).view(np.float32)
-        shift = np.uint32(np.uint32(b[i]) << left_b).view(np.float32) - x
+        x = _float(a[i])
+        shift = _float(b[i]) - x
         inverse = np.float32(1) / x
+        size = abs(inverse)
         hundredths = (shift * inverse) * np.float32(100)  # of r in the paper's form
-        hundredths = min(max(hundredths, np.float32(-102)), np.float32(102))
-        whole = np.floor(hundredths + np.float32(0.5))
-        over = hundredths - whole
+        hundredths = min(max(hundredths, np.float32(-101.5)), np.float32(101.5))
+        below = np.floor(hundredths)
+        over = hundredths - below
         # How far float32 may be off, and by how much the scripts' form is nearer to 0: |r| 1e-8 / |a|. Where |a| is
         # hardly more than 1e-8, the two forms may be far apart.
-        doubt = np.float32(1e-4) + np.float32(1.1e-6) * abs(inverse)
-        plain = abs(inverse) < np.float32(1e5)
-        clear = (abs(over) > doubt) | ((abs(hundredths) > np.float32(101.5)) & plain)
+        doubt = np.float32(1e-4) + np.float32(1.1e-6) * size
+        clear = abs(over - np.float32(0.5)) < np.float32(0.5) - doubt
         # Both products are exact in float32 where elements are short, but for r within a rounding of -1: the same bin.
-        exact = short & (shift * np.float32(100) == whole * x) & (abs(whole) <= np.float32(100))
-        exact &= plain & (abs(inverse) > np.float32(1e-4))
-        below = whole - (np.float32(1) if over < 0 else np.float32(0)) + np.float32(102)
-        sort = below if clear else (whole + np.float32(_EXACT + 100) if exact else np.float32(_NEAR))
-        further = np.float32(_NEGATIVE) if clear else (np.float32(_FURTHER) if exact else np.float32(0))
-        sort += further if x < 0 else np.float32(0)
+        whole = below + (np.float32(1) if over > np.float32(0.5) else np.float32(0))
+        exact = short & (shift * np.float32(100) == whole * x)
+        exact &= (size < np.float32(1e5)) & (size > np.float32(1e-4))
+        sort = below + np.float32(102) if clear else (whole + np.float32(_EXACT + 102) if exact else np.float32(_NEAR))
+        sort += np.float32(_NEGATIVE) if x < 0 else np.float32(0)
         sort = np.float32(_SAME) if shift == 0 else sort
         sort = np.float32(_ZERO) if x == 0 else sort
         out[i] = np.uint16(np.int32(sort))
@@ -158,8 +167,8 @@ def _settle(x, y, edges, histograms):
 def _settle_near(a, b, n, sorts, edges, histograms):
     """Settle the elements that `_sort` left open."""
     for i in range(n):
-        if sorts[i] == _NEAR:
-            _settle(np.float64(_value(a, i)), np.float64(_value(b, i)), edges, histograms)
+        if sorts[i] % _NEGATIVE == _NEAR:
+            _settle(np.float64(_float(a[i])), np.float64(_float(b[i])), edges, histograms)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -194,22 +203,34 @@ def _spread(table, counts, histograms):
     counts[ZEROS] += table[_ZERO]
     for form in range(2):
         histograms[form, 101] += table[_SAME]  # r = 0 lies in the bin [0, 0.01)
-    for below in range(205):
+    for below in range(_EXACT):
         place = min(max(below - 1, 0), PLACES - 1)
         histograms[PAPER, place] += table[below] + table[_NEGATIVE + below]
         histograms[SCRIPT, place] += table[below]
         histograms[SCRIPT, PLACES - 1 - place] += table[_NEGATIVE + below]
-    for k in range(-100, 101):
-        right, left = table[_EXACT + 100 + k], table[_EXACT + _FURTHER + 100 + k]
-        histograms[PAPER, min(k + 101, 200)] += right + left
+    for k in range(-102, 103):
+        right, left = table[_EXACT + 102 + k], table[_NEGATIVE + _EXACT + 102 + k]
+        histograms[PAPER, _place_of(k)] += right + left
         histograms[SCRIPT, _nearer_to_zero(k)] += right
         histograms[SCRIPT, _nearer_to_zero(-k)] += left
 
 
 @njit(nogil=True, cache=True)
+def _place_of(k):
+    """Place of k hundredths."""
+    return min(max(k + 101, 1), 200) if abs(k) <= 100 else (0 if k < 0 else PLACES - 1)
+
+
+@njit(nogil=True, cache=True)
 def _nearer_to_zero(k):
     """Place of what is k hundredths but for a hair, on the side of 0."""
-    return k + 100 if k > 0 else k + 101
+    return k + 100 if 0 < k <= 100 else _place_of(k)
+
+
+@njit(nogil=True, cache=True)
+def _near(tables):
+    """How many elements `_sort` has left open so far."""
+    return tables[:, _NEAR].sum() + tables[:, _NEGATIVE + _NEAR].sum()
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -222,13 +243,13 @@ def _run(a, b, n, same, short, edges, sums, counts, histograms, sorts, tables):
     if not np.isfinite(squares_a + squares_b):  # an element is NaN or infinite
         x, y = np.empty(n, np.float64), np.empty(n, np.float64)
         for i in range(n):
-            x[i], y[i] = _value(a, i), _value(b, i)
+            x[i], y[i] = _float(a[i]), _float(b[i])
         return _careful(x, y, n, edges, sums, counts, histograms), changed
     sums[0], sums[1], sums[2], sums[3] = shifts, squares_a, squares_b, products
-    near = tables[:, _NEAR].sum()
+    near = _near(tables)
     _sort(a, b, n, short, sorts)
     _tally(sorts, n, tables)
-    if tables[:, _NEAR].sum() > near:
+    if _near(tables) > near:
         _settle_near(a, b, n, sorts, edges, histograms)
     return largest, changed
 

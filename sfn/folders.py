@@ -154,19 +154,11 @@ class FolderFiles:
     def read(self, info: TensorInfo, start: int, end: int) -> bytearray:
         """Bytes start..end-1 of the tensor's file, in memory of their own."""
         data = bytearray(end - start)
-        view, done = memoryview(data), 0
         descriptor = self.open(info)
         try:
-            while done < len(data) and (count := os.preadv(descriptor, [view[done:]], start + done)):
-                done += count
-        except OSError as error:
-            raise CheckpointError(
-                f"{info.file}, tensor {info.name!r}: cannot be read: {error.strerror or error}."
-            ) from error
+            fill(memoryview(data), info, descriptor, start)
         finally:
             os.close(descriptor)
-        if done < len(data):
-            raise CheckpointError(f"{info.file}, tensor {info.name!r}: the file was cut while it was being read.")
         return data
 
     def read_ahead(
@@ -174,6 +166,20 @@ class FolderFiles:
     ) -> AbstractContextManager[None]:
         """Nothing to fetch: the system reads ahead by itself."""
         return contextlib.nullcontext()
+
+
+def fill(memory: memoryview, info: TensorInfo, descriptor: int, start: int) -> None:
+    """Fill `memory` from byte `start` of the tensor's open file on; raises CheckpointError where that ends before."""
+    done = 0
+    try:
+        while done < len(memory) and (count := os.preadv(descriptor, [memory[done:]], start + done)):
+            done += count
+    except OSError as error:
+        raise CheckpointError(
+            f"{info.file}, tensor {info.name!r}: cannot be read: {error.strerror or error}."
+        ) from error
+    if done < len(memory):
+        raise CheckpointError(f"{info.file}, tensor {info.name!r}: the file was cut while it was being read.")
 
 
 def read_folder(folder: Path, shards: Iterable[str] | None = None) -> tuple[dict[str, TensorInfo], FolderFiles]:

@@ -1,12 +1,13 @@
 """Scanning a whole pair: what is measured, in which order, with which progress, and how it stops."""
 
+import os
 import threading
 
 import pytest
 import torch
 
-from sfn import checkpoints, delta, pairs
-from sfn.errors import Cancelled, PairError
+from sfn import checkpoints, delta, delta_kernel, pairs
+from sfn.errors import Cancelled, CheckpointError, PairError
 from tests.builders import random_tensors, tiny_qwen2, write_checkpoint
 
 
@@ -50,14 +51,17 @@ def test_a_wrong_name_is_refused_at_once(pair):
         delta.scan(pair, ["model.layers.9.x"])
 
 
-def test_small_blocks_change_nothing(pair, monkeypatch):
+def test_short_stretches_and_small_blocks_change_nothing(pair, monkeypatch):
     whole = list(delta.scan(pair))
+    monkeypatch.setattr(delta, "_STRETCH", delta_kernel.RUN)
+    assert list(delta.scan(pair)) == whole
     monkeypatch.setattr(delta, "BLOCK", 100)
+    monkeypatch.setattr(type(pair.b), "stored", lambda checkpoint, info: False)
     assert list(delta.scan(pair)) == whole
 
 
 def test_progress_rises_to_all_bytes_of_both_sides(pair, monkeypatch):
-    monkeypatch.setattr(delta, "BLOCK", 500)
+    monkeypatch.setattr(delta, "_STRETCH", 300)
     seen = []
     list(delta.scan(pair, progress=lambda done, total, name: seen.append((done, total))))
     done = [now for now, _ in seen]
@@ -67,21 +71,33 @@ def test_progress_rises_to_all_bytes_of_both_sides(pair, monkeypatch):
     assert len(done) > 2 * len(pair.rows)
 
 
-def test_cancel_stops_within_a_block_and_keeps_what_was_yielded(pair, monkeypatch):
-    monkeypatch.setattr(delta, "BLOCK", 64)
-    cancel, blocks = threading.Event(), []
+def test_cancel_stops_at_once_and_keeps_what_was_yielded(pair, monkeypatch):
+    monkeypatch.setattr(delta, "_STRETCH", 64)
+    cancel, after = threading.Event(), []
 
     def progress(done, total, name):
-        blocks.append(name)
+        if cancel.is_set():
+            after.append(name)
         if name == pair.rows[1].name:
             cancel.set()
 
-    scan = delta.scan(pair, progress=progress, cancel=cancel)
-    assert next(scan).name == pair.rows[0].name
+    scan, finished = delta.scan(pair, progress=progress, cancel=cancel), []
     with pytest.raises(Cancelled):
-        next(scan)
-    assert blocks.count(pair.rows[1].name) <= 2
+        finished.extend(found.name for found in scan)
+    assert len(after) <= 1
+    assert finished[0] == pair.rows[0].name
+    assert len(finished) < 4
     assert list(scan) == []
+
+
+def test_a_file_that_is_cut_meanwhile_stops_the_scan_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(delta, "_STRETCH", 64)
+    a, b = (tiny_qwen2(tmp_path / side, seed, with_tokenizer=False) for seed, side in enumerate("ab"))
+    scan = delta.scan(pairs.compare(checkpoints.open(a), checkpoints.open(b)))
+    next(scan)
+    os.truncate(b / "model.safetensors", 4000)
+    with pytest.raises(CheckpointError, match="was cut while it was being read"):
+        list(scan)
 
 
 def test_progress_may_stop_the_scan(pair):
