@@ -1,7 +1,8 @@
 """What the page "Delta" is made of: what is chosen, the scan and its progress, and the order of the pictures.
 
-All of it is one fragment, so that a choice redraws the plots alone; while a scan runs the fragment polls the store,
-and only the charts' data change. The pictures are `delta_charts`, the panel of a single tensor `tensor_view`.
+Each picture is a fragment of its own, and a choice names those that it changes: a change of figure draws board and
+lines anew and nothing else. While a scan runs they poll the store, and only the charts' data change. The pictures are
+`delta_charts`, the panel of a single tensor `tensor_view`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import streamlit as st
 from sfn.errors import SfnError
 from sfn.figures import ALL
 from sfn.ui import cached, delta_charts, failures, opening, plots, saving, scanning, state, tensor_view, words
+from sfn.ui.tensor_view import BOARD, HISTOGRAMS, LINES, TENSOR
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
@@ -21,42 +23,69 @@ if TYPE_CHECKING:
     from sfn.pairs import Pair
 
 _POLL_S = 0.8
+_PAPER = "paper"  # the fragment of the other layout
+_SHOWN = "_delta_shown"  # what each fragment drew last, to be saved
 _MODULES, _LAYERS = "_scan_modules", "_scan_layers"
+_MADE = "_scan_made"  # the choice that the widgets in the popover began with, and what it is now
 
 
 def draw(pair: Pair) -> None:
     """Draw the page's body; starts the scan of a small pair that was not measured yet."""
-    progress = scanning.start_if_small(pair)
-    st.fragment(_body, run_every=_POLL_S if progress.running else None)(pair, progress.running)
+    running = scanning.start_if_small(pair).running
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="delta_choices")
+    layout, part = _choices(row, pair)
+    if layout == "paper":
+        _fragment(_PAPER, pair, part, running)
+        return
+    places = {name: st.container() for name in (BOARD, TENSOR, LINES, HISTOGRAMS)}
+    for name in (BOARD, LINES, TENSOR, HISTOGRAMS):  # the lines before the tensor above them: they are sooner there
+        with places[name]:
+            _fragment(name, pair, part, running)
+    with row:
+        st.fragment(_save)(pair)
 
 
-def _body(pair: Pair, was_running: bool) -> None:
+def _fragment(name: str, pair: Pair, part: str, running: bool) -> None:
+    st.fragment(_body, run_every=_POLL_S if running else None, key=name)(name, pair, part, running)
+
+
+def _body(name: str, pair: Pair, part: str, was_running: bool) -> None:
+    """One fragment of the page."""
     with failures.shown():
         progress = scanning.Progress(pair)
-        if was_running != progress.running:
-            st.rerun()  # once, so that the polling begins or ends
-        row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="delta_choices")
-        layout, figure, log, part = _choices(row, pair)
-        _scan_row(pair, progress)
-        _failure(progress.job)
-        deltas = cached.delta_table(pair.key, progress.measured)
-        board = cached.board(pair, progress.measured, part, figure, state.get("form"))
-        if layout == "paper":
-            delta_charts.paper(pair, progress, board, part)
-        else:
-            with plots.gathering() as shown:
-                delta_charts.board(pair, progress, board, figure, log)
-                tensor_view.draw(pair, board, deltas)
-                delta_charts.lines(pair, board, figure, log, part)
-                delta_charts.histograms(pair, progress, board, part)
-            saving.menu(row, shown, _named(pair))
+        if name in (BOARD, _PAPER):
+            if was_running != progress.running:
+                st.rerun()  # once, so that the polling begins or ends
+            _scan_row(pair, progress)
+            _failure(progress.job)
+        with plots.gathering() as shown:
+            _DRAWN[name](pair, progress, part)
+        st.session_state[_SHOWN] = {**st.session_state.get(_SHOWN, {}), name: shown}
     state.write()
 
 
-def _choices(row: DeltaGenerator, pair: Pair) -> tuple[str, str, bool, str]:
-    """Layout, figure, whether the scale is logarithmic, part of a module."""
+_DRAWN = {
+    BOARD: delta_charts.board,
+    LINES: delta_charts.lines,
+    TENSOR: tensor_view.draw,
+    HISTOGRAMS: delta_charts.histograms,
+    _PAPER: delta_charts.paper,
+}
+
+
+def _save(pair: Pair) -> None:
+    """The menu of what the other fragments drew last."""
+    drawn = st.session_state.get(_SHOWN, {})
+    shown = [chart for name in (BOARD, TENSOR, LINES, HISTOGRAMS) for chart in drawn.get(name, [])]
+    saving.menu(shown, _named(pair))
+
+
+def _choices(row: DeltaGenerator, pair: Pair) -> tuple[str, str]:
+    """Layout and part of a module; figure and scale are chosen too. They stand outside the fragments: those that a
+    choice changes are drawn anew, the choices themselves are not."""
     state.prepare("layout", "figure", "scale", "part")
-    layout = row.segmented_control(
+    layout, part = state.get("layout"), "weight"
+    row.segmented_control(
         "Show",
         state.LAYOUTS,
         key="layout",
@@ -65,9 +94,8 @@ def _choices(row: DeltaGenerator, pair: Pair) -> tuple[str, str, bool, str]:
         help="The instrument's own board, or this pair in the layout of the paper's figures 2, 3, 7 and 8.",
         **state.KEEP,
     )
-    figure, scale, part = state.get("figure"), state.get("scale"), "weight"
     if layout == "board":
-        figure = row.selectbox(
+        row.selectbox(
             "Figure",
             state.FIGURES,
             key="figure",
@@ -76,12 +104,16 @@ def _choices(row: DeltaGenerator, pair: Pair) -> tuple[str, str, bool, str]:
             help="  \n".join(
                 f"**{f.title}**: {failures.escaped(f.formula)}. {f.meaning}" for f in map(ALL.get, state.FIGURES)
             ),
+            on_change=st.rerun,
+            args=((BOARD, LINES),),
             **state.KEEP,
         )
-        scale = row.segmented_control("Scale", state.SCALES, key="scale", required=True, **state.KEEP)
+        row.segmented_control(
+            "Scale", state.SCALES, key="scale", required=True, on_change=st.rerun, args=((BOARD, LINES),), **state.KEEP
+        )
     if any(row.part.parameter == "bias" for row in pair.rows):
         part = row.segmented_control("Part", state.PARTS, key="part", required=True, **state.KEEP)
-    return layout, figure, scale == "log", part
+    return layout, part
 
 
 def _named(pair: Pair) -> tuple[str, ...]:
@@ -121,17 +153,18 @@ def _scan_row(pair: Pair, progress: scanning.Progress) -> None:
 def _choose(pair: Pair, progress: scanning.Progress) -> None:
     """Modules and layers to measure, with the bytes that this reads."""
     choice = scanning.chosen()
+    modules, layers = _keys()
     quick = st.container(horizontal=True, gap="small")
     quick.button("Everything", key="scan_all", on_click=state.put, args=("scan", ""))
     if any(row.part.module == "o_proj" for row in pair.rows):
         quick.button("Only o_proj", key="scan_o_proj", on_click=state.put, args=("scan", "o_proj"))
-    st.session_state[_MODULES] = [row for row in choice.modules if row in pair.modules]
-    st.multiselect("Modules", pair.modules, key=_MODULES, placeholder="all modules", on_change=_chosen, args=(pair,))
+    st.session_state[modules] = [row for row in choice.modules if row in pair.modules]
+    st.multiselect("Modules", pair.modules, key=modules, placeholder="all modules", on_change=_chosen, args=(pair,))
     if pair.n_layers > 1:
         last = pair.n_layers - 1
         first, end = choice.layers or (0, last)
-        st.session_state[_LAYERS] = (min(first, last), min(end, last))
-        st.slider("Layers", 0, last, key=_LAYERS, on_change=_chosen, args=(pair,))
+        st.session_state[layers] = (min(first, last), min(end, last))
+        st.slider("Layers", 0, last, key=layers, on_change=_chosen, args=(pair,))
     rows = choice.rows(pair)
     missing = progress.left(rows)
     there = len(rows) - len(missing)
@@ -143,10 +176,26 @@ def _choose(pair: Pair, progress: scanning.Progress) -> None:
     )
 
 
+def _keys() -> tuple[str, str]:
+    """Keys of the two widgets that edit the choice. They are others once it was made elsewhere.
+
+    A popover that is closed before its widgets are drawn again goes on sending what they held, and that would undo the
+    choice.
+    """
+    text, (given, made) = str(scanning.chosen()), st.session_state.get(_MADE, ("", ""))
+    if text != made:
+        given = text
+    st.session_state[_MADE] = given, text
+    return f"{_MODULES} {given}", f"{_LAYERS} {given}"
+
+
 def _chosen(pair: Pair) -> None:
-    layers = st.session_state.get(_LAYERS)
+    given, _ = st.session_state[_MADE]
+    layers = st.session_state.get(f"{_LAYERS} {given}")
     whole = layers is None or tuple(layers) == (0, pair.n_layers - 1)
-    state.put("scan", str(scanning.Choice(tuple(st.session_state[_MODULES]), None if whole else tuple(layers))))
+    chosen = scanning.Choice(tuple(st.session_state[f"{_MODULES} {given}"]), None if whole else tuple(layers))
+    state.put("scan", str(chosen))
+    st.session_state[_MADE] = given, str(chosen)
 
 
 def _what_is_there(pair: Pair, progress: scanning.Progress, choice: scanning.Choice) -> str:
