@@ -80,7 +80,8 @@ def draw(key: str, whole: Whole, *, opened: bool, how: Drawing = "drawn", old: W
         shown, cut = _compared(whole, old, opened)
     else:
         shown = [_drawn(passage, whole) for passage in _passages(whole, opened)]
-    _mount(key=key, data={"passages": shown}, width="stretch")
+    given = {"passages": shown, "question": whole.question.key, "ended": not whole.active}
+    _mount(key=key, data=given, width="stretch")
     return cut
 
 

@@ -62,7 +62,27 @@ def head(seat: Seat, whole: Whole | None) -> str:
         name = f'<span class="sfn-chip{kind}" title="{full}">{label}</span>'
         name = f"<b>merged</b>{name}" if seat.id == "merged" else name
     said, hover = _standing(seat, whole)
-    return f'<div class="sfn-seat">{name}<em title="{html.escape(hover)}">{html.escape(said)}</em></div>'
+    asked = seat.question.key if seat.question else ""
+    keys = f'data-asked="{asked}" data-answered="{_answered(whole)}"'
+    return f'<div class="sfn-seat" {keys}>{name}<em title="{html.escape(hover)}">{html.escape(said)}</em></div>'
+
+
+def _answered(whole: Whole | None) -> str:
+    """Key of the question that a column's answer answers; "" where there is no answer."""
+    return whole.question.key if whole else ""
+
+
+def belonging(key: str, seat: Seat, whole: Whole | None) -> str:
+    """Styles that come with the head of the column of that `key`: an answer to an earlier question is dimmed; what is
+    older than the head is hidden, for head, text and foot arrive one after the other, and no text may stand under
+    another's name."""
+    answered = _answered(whole)
+    dimmed = whole is not None and not seat.problem and is_old(seat, whole)
+    return (
+        f'<style>.st-key-answer_{key} .sfn-said:not([data-question="{answered}"]), '
+        f'.st-key-foot_{key} .sfn-seat-foot:not([data-answered="{answered}"]) {{ visibility: hidden; }} '
+        f".st-key-answer_{key} {{ opacity: {0.4 if dimmed else 1}; }}</style>"
+    )
 
 
 _WHAT_IS_B = ": all of B's weights, spoken with A's config (positions, norm epsilon, context length)"
@@ -72,11 +92,11 @@ def _standing(seat: Seat, whole: Whole | None) -> tuple[str, str]:
     """What the head says about an answer that is not simply the one to the question of now, and the whole of it."""
     if whole is None:
         return "", ""
+    asked = whole.question
+    hover = f"Recipe: {words.recipe(asked.recipe)}. Prompt ({asked.mode}): {asked.prompt}"
     if columns.is_pinned(seat.id):
-        asked = whole.question
-        hover = f"Pinned. Recipe: {words.recipe(asked.recipe)}. Prompt ({asked.mode}): {asked.prompt}"
-        return "pinned", hover
-    return outdated(seat, whole), ""
+        return "pinned", f"Pinned. {hover}"
+    return outdated(seat, whole), hover
 
 
 def is_old(seat: Seat, whole: Whole) -> bool:
@@ -90,9 +110,11 @@ def is_old(seat: Seat, whole: Whole) -> bool:
 
 def outdated(seat: Seat, whole: Whole) -> str:
     """In what the answer on screen differs from what is chosen now; "" where it does not."""
-    if seat.question is None or columns.is_current(seat, whole.parts[0]):
+    if seat.problem or columns.is_current(seat, whole.parts[0]):
         return ""
     old, new = whole.question, seat.question
+    if new is None:  # there is no prompt now
+        return "to an earlier prompt"
     if old.pair_key != new.pair_key:
         return "of an earlier pair"
     if old.plan_key != new.plan_key:
@@ -118,7 +140,8 @@ def foot(frame: Frame, seat: Seat, whole: Whole | None, cut: bool) -> str:
         lines.append(_of_samples(frame, seat))
     elif whole is not None:
         lines.append(_about_difference(frame, seat, whole, cut))
-    return "<br>".join(html.escape(line) for line in lines if line)
+    said = "<br>".join(html.escape(line) for line in lines if line)
+    return f'<div class="sfn-seat-foot" data-answered="{_answered(whole)}">{said}</div>'
 
 
 def _asks_else(seat: Seat, whole: Whole) -> bool:

@@ -82,7 +82,7 @@ def _draw_column(frame: column_lines.Frame, seat: Seat) -> None:
     whole = columns.whole(seat)
     key = _key(seat.id)
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False, key=f"head_{key}"):
-        st.html(column_lines.head(seat, whole), width="stretch")
+        st.html(column_lines.head(seat, whole) + column_lines.belonging(key, seat, whole), width="stretch")
         if frame.samples > 1 and st.session_state.get(columns.APART):
             draw_pager(frame.samples, seat.id)
         if whole is not None and columns.mine(whole):
@@ -93,10 +93,8 @@ def _draw_column(frame: column_lines.Frame, seat: Seat) -> None:
         _menu(frame, seat, key)
     with st.container(height=_BODY_PX, border=False, key=f"answer_{key}", autoscroll=bool(whole and whole.active)):
         cut = _body(frame, seat, whole, key)
-    dimmed = whole is not None and not seat.problem and column_lines.is_old(seat, whole)
-    st.html(f"<style>.st-key-answer_{key} {{ opacity: {0.4 if dimmed else 1}; }}</style>")
     with st.container(horizontal=True, vertical_alignment="top", gap="xsmall", wrap=False, key=f"foot_{key}"):
-        st.html(f'<div class="sfn-seat-foot">{column_lines.foot(frame, seat, whole, cut)}</div>', width="stretch")
+        st.html(column_lines.foot(frame, seat, whole, cut), width="stretch")
         _continue(frame, seat, whole, key)
 
 

@@ -1,7 +1,8 @@
 // One answer as it grows. Model text only ever becomes text nodes: nothing in it is read as HTML, Markdown or a link.
 //
-// data = {passages: [{kind: "thought" | "answer", label, closed, pieces: [[kind, text, tex], ...]}]}
+// data = {passages: [{kind: "thought" | "answer", label, closed, pieces: [[kind, text, tex], ...]}], question, ended}
 //   kind of a piece: "text", "formula", "display", "inserted", "deleted".
+//   question: key of the question that the text answers; with `ended` it is left at the text, for whoever reads the page.
 // What stands already is kept, and text is appended to its node: a selection, an opened fold and the scroll survive.
 
 const BLOCK = 1200; // letters of a block, to the end of its line
@@ -134,4 +135,6 @@ export default function (component) {
     } else write(place, given.pieces);
   });
   while (root.children.length > data.passages.length) root.lastChild.remove();
+  root.dataset.question = data.question;
+  root.dataset.ended = data.ended;
 }
