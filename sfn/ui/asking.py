@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from sfn.records import PromptMode
 
 _SETTINGS = ("prompt", "mode", "max_tokens", "temperature", "top_p", "top_k", "seed", "samples", "show")
-_ORDER = "_run_order"  # what the buttons asked for; carried out once all of this run's choices are known
+_ORDERS = "_run_orders"  # what the buttons asked for; carried out once all of this run's choices are known
 _EXAMPLE = "example"
 _COLUMNS = "columns_choice"
 _ON_CHANGE = "run_on_change"
-_LAST_CHANGE = "_run_on_change_last"
 _PAPER_PROMPTS = (
     "Can you write a short paragraph about the importance of reading books?",  # the paper's one prompt for damage
     "What is 5 + 17 + 26 + 4?",
@@ -77,19 +76,33 @@ def _take_example() -> None:
 def _order(what: str) -> None:
     if what == "again":
         state.put("seed", (state.get("seed") + samples()) % 2**31)
-    st.session_state[_ORDER] = what
+    _orders()["what"] = what
+
+
+def _orders() -> dict[str, object]:
+    """What a button asked for ("what") and what was last seen to be asked for ("change")."""
+    return st.session_state.setdefault(_ORDERS, {})
 
 
 def carry_out(pair: Pair, seats: tuple[columns.Seat, ...], blocked: bool) -> None:
-    """Do what a button asked for in this run; with “run on change”, ask what a change left unanswered, once."""
-    order = st.session_state.pop(_ORDER, None)
+    """Do what a button asked for in this run; with “run on change”, ask what a change left unanswered, once.
+
+    A further click breaks a run off wherever it next touches the session. So an order is forgotten only after it was
+    carried out, and without touching the session in between: the run that follows finds it done, or does it.
+    """
+    orders, on_change = _orders(), st.session_state.get(_ON_CHANGE)
+    order = orders.get("what")
     change = tuple(seat.question.key if seat.question else "" for seat in seats)
-    changed = st.session_state.get(_LAST_CHANGE) != change
-    st.session_state[_LAST_CHANGE] = change
-    if order == "stop":
-        columns.stop()
-    elif not blocked and (order in ("run", "again") or (changed and st.session_state.get(_ON_CHANGE))):
-        columns.ask(pair, seats)
+    changed = orders.get("change") != change
+    try:
+        if order == "stop":
+            columns.stop()
+        elif not blocked and (order in ("run", "again") or (changed and on_change)):
+            columns.ask(pair, seats)
+    except Exception:  # it failed, and says so: not to be tried again by itself
+        orders.update(what=None, change=change)
+        raise
+    orders.update(what=None, change=change)
 
 
 def what_run_does(pair: Pair, missing: tuple[columns.Seat, ...]) -> str:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import streamlit as st
 
 from sfn import checkpoints, engines, pairs, recipes
 from sfn.engines import text
-from sfn.ui import words
+from sfn.ui import columns, words
 from tests.builders import tiny_qwen2
 from tests.pages.conftest import finish_scan
 
@@ -174,6 +175,25 @@ def test_after_a_toggle_the_old_answer_keeps_its_recipe_and_is_dimmed(visit, ben
     assert "of an earlier recipe" in heads(app)[1]
     assert any("st-key-answer_merged" in each.proto.body and "0.4" in each.proto.body for each in app.get("html"))
     assert app.button(key="run").label.startswith("Swap ")
+    app.text_area(key="prompt").set_value(" ").run()
+    assert all("to an earlier prompt" in head for head in heads(app))
+
+
+def test_a_click_that_breaks_off_the_run_of_the_click_before_does_not_undo_it(visit, bench, monkeypatch):
+    app = visit("merge", recipe="o_proj@all=B", **SHORT)
+    ask, broken_off = columns.ask, []
+
+    def asked(*of_it) -> None:
+        if not broken_off:
+            broken_off.append(True)
+            st.rerun()  # as the next touch of the session does when a further click has arrived
+        ask(*of_it)
+
+    monkeypatch.setattr(columns, "ask", asked)
+    app.button(key="run").click().run()
+    assert broken_off
+    until_done(app)
+    assert len(bench.store.generations()) == 3
 
 
 def test_again_draws_with_the_next_seed_and_greedy_explains_itself(visit, bench):
