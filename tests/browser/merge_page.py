@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from playwright.sync_api import Locator, Page, expect
@@ -10,6 +11,47 @@ from playwright.sync_api import Locator, Page, expect
 ENDED = re.compile("ended by itself|cut at the token limit")
 SIDES = ("A", "merged", "B")
 WAIT_MS = 180_000  # an engine that starts on two busy cores
+
+_COLUMN = """(side) => {
+  const [head, text, foot] = [`.st-key-seat_${side} .sfn-seat`, `.st-key-answer_${side} .sfn-said`,
+    `.st-key-seat_${side} .sfn-seat-foot`].map((found) => document.querySelector(found));
+  const silent = /without a word|Nothing was written/.test(document.querySelector(`.st-key-answer_${side}`).innerText);
+  return {asked: head.dataset.asked, answered: head.dataset.answered, label: head.querySelector("em").textContent,
+    foot: foot.dataset.answered === head.dataset.answered ? foot.innerText : "",
+    said: text?.dataset.question === head.dataset.answered && text.dataset.ended === "true" ? text.textContent
+      : silent ? "" : null};
+}"""
+_WATCH_NAMES = """() => {
+  window.misnamed = [];
+  const seen = (node) => node && node.textContent && getComputedStyle(node).visibility === "visible";
+  const look = () => {
+    for (const head of document.querySelectorAll("[class*=st-key-seat_] .sfn-seat")) {
+      const seat = head.closest("[class*=st-key-seat_]");
+      const text = seat.querySelector(".sfn-said"), foot = seat.querySelector(".sfn-seat-foot");
+      const {asked, answered} = head.dataset, label = head.querySelector("em").textContent;
+      const wrong = [];
+      if (answered && answered !== asked && !label) wrong.push("an old answer without a word about it");
+      if (seen(text) && text.dataset.question !== answered) wrong.push("another's text");
+      if (seen(foot) && foot.dataset.answered !== answered) wrong.push("another's foot");
+      for (const each of wrong) window.misnamed.push(`${each}: ${head.textContent}`);
+    }
+    requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+}"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What stands in a column at one moment. asked: key of the question that it is to answer. answered: key of the
+    one that it does answer. label: what its head says of an answer to another question. foot: the lines under the
+    answer, "" where they are not its own. said: the text, once it has ended; None before, and where it is another's."""
+
+    asked: str
+    answered: str
+    label: str
+    foot: str
+    said: str | None
 
 
 class MergePage:
@@ -76,7 +118,23 @@ class MergePage:
         """The button that stops."""
         return self.page.locator(".st-key-stop button").first
 
+    def press(self, button: Locator) -> bool:
+        """Press a button if it can be pressed at this very moment; whether it could."""
+        return button.evaluate("button => !button.disabled && (button.click(), true)")
+
     # ---------------------------------------------------------------- the columns
+
+    def column(self, side: str) -> Column:
+        """A column at one moment."""
+        return Column(**self.page.evaluate(_COLUMN, side))
+
+    def watch_names(self) -> None:
+        """Look at every frame from now on whether an answer stands under another's name; `misnamed` tells."""
+        self.page.evaluate(_WATCH_NAMES)
+
+    def misnamed(self) -> list[str]:
+        """What stood under another's name since `watch_names`."""
+        return self.page.evaluate("() => window.misnamed")
 
     def answer(self, side: str) -> Locator:
         """The model text in a column."""

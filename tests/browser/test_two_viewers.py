@@ -7,7 +7,9 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -30,54 +32,49 @@ LONG = {"prompt": "5 + 17 = ", "max_tokens": 480, "temperature": 2, "show": "pla
 
 
 class Viewer:
-    """One person in a hurry: types a recipe and a prompt, runs, and then reads on, stops, or asks something else."""
+    """One person in a hurry: types a recipe and a prompt, runs, and then reads on, stops, or asks something else.
 
-    def __init__(self, tab: MergePage, seed: int) -> None:
-        self.tab, self.draw = tab, random.Random(seed)
+    `keys`: recipe, prompt -> key of the question that this viewer asks so; made by the test, not taken from the page.
+    """
+
+    def __init__(self, tab: MergePage, seed: int, keys: Callable[[str, str], str]) -> None:
+        self.tab, self.draw, self.keys = tab, random.Random(seed), keys
         self.runs = 0
-        self.asking: dict[str, str] | None = None
-        self.read: list[tuple[dict[str, str], list[str]]] = []  # what stood in the address, and in the columns
+        self.asking: dict[str, str] | None = None  # column -> key of the question
+        self.read: list[dict[str, tuple[str, str]]] = []  # column -> (key, what stood there as its answer)
 
     def step(self) -> None:
         """Do the next thing if it is time for it."""
         if self.asking is None:
-            self._ask()
-        elif self._ended():
-            self.take_down()
-        elif self.draw.random() < 0.04:
-            self.tab.stop.click(timeout=5000) if self.tab.stop.is_enabled() else None
+            self.ask()
+        elif not self.take_down() and self.draw.random() < 0.04:
+            self.tab.press(self.tab.stop)
             self.asking = None
 
-    def take_down(self) -> None:
-        """Note what stands in the columns, once it stands still: texts are drawn later than the lines under them."""
-        before, now = None, self._texts()
-        while before != now:
-            self.tab.page.wait_for_timeout(500)
-            before, now = now, self._texts()
-        self.read.append((self.asking, now))
+    def take_down(self) -> bool:
+        """Note what stands in the columns if each has answered what was asked, to the end; whether they have."""
+        now = {side: self.tab.column(side) for side in SIDES}
+        for side, column in now.items():
+            if column.answered != self.asking[side] or column.said is None or not ENDED.search(column.foot):
+                return False
+            assert not column.label, (column, self.asking)
+        self.read.append({side: (self.asking[side], column.said) for side, column in now.items()})
         self.asking = None
+        return True
 
-    def _texts(self) -> list[str]:
-        find = "node => node.querySelector('.sfn-said')?.textContent ?? ''"  # nothing where a model said nothing
-        return [self.tab.page.locator(f".st-key-answer_{side}").evaluate(find) for side in SIDES]
-
-    def _ask(self) -> None:
+    def ask(self) -> None:
+        """Ask something else, without waiting for what was asked before."""
         recipe, prompt = self.draw.choice(RECIPES), self.draw.choice(PROMPTS)
         wanted = recipes.format(recipes.parse(recipe))
         self.tab.page.locator(".st-key-prompt textarea").fill(prompt)
         self.tab.write_recipe(recipe)
-        asking = {"prompt": prompt, "recipe": wanted}
-        self.tab.page.wait_for_url(lambda url: address(url) == asking)
-        expect(self.tab.run).to_have_text(re.compile("Running|are here|[Rr]un"))
-        if self.tab.run.is_enabled():
-            self.tab.run.click()
-            self.runs += 1
-        self.asking = asking
-
-    def _ended(self) -> bool:
-        old = self.tab.page.locator(".sfn-seat em").all_inner_texts()
-        feet = [self.tab.foot(side).inner_text() for side in SIDES]
-        return not any(old) and all(ENDED.search(foot) for foot in feet)
+        self.tab.page.wait_for_url(lambda url: address(url) == {"prompt": prompt, "recipe": wanted})
+        self.asking = {
+            side: self.keys(recipe, prompt) for side, recipe in zip(SIDES, ("", wanted, "all=B"), strict=True)
+        }
+        for side, key in self.asking.items():  # the address is there before the columns follow
+            expect(self.tab.head(side)).to_have_attribute("data-asked", key)
+        self.runs += self.tab.press(self.tab.run)
 
 
 def address(url: str) -> dict[str, str]:
@@ -95,11 +92,28 @@ def said_by(engine, generation: Generation) -> str:
     return "".join(piece.text for piece in pieces)
 
 
+@pytest.fixture
+def keys(tmp_path) -> Iterator[Callable[[int, str, str], str]]:
+    """keys(seed, recipe, prompt): the key of a question about the bundled pair in these `SETTINGS`."""
+    pair = pairs.compare(*map(checkpoints.open, demo.folders()))
+    with Store(tmp_path / "unused.duckdb") as store:
+        room = EngineRoom(store, "transformers")
+
+        def key(seed: int, recipe: str, prompt: str) -> str:
+            sampling = Sampling(max_tokens=SETTINGS["max_tokens"], temperature=SETTINGS["temperature"], seed=seed)
+            return room.question(pair, recipes.resolve(recipes.parse(recipe), pair), prompt, "plain", sampling).key
+
+        yield key
+        room.close()
+
+
 @pytest.mark.timeout(900)
-def test_two_viewers_hammer_recipes_and_every_answer_is_its_recipes(contexts, tmp_path):
+def test_two_viewers_hammer_recipes_and_every_answer_is_its_recipes(contexts, tmp_path, keys):
     with run_app(tmp_path) as app:
         tabs = [MergePage(context.new_page(), app.url) for context in contexts]
-        viewers = [Viewer(tab.open(**SETTINGS, seed=n), n) for n, tab in enumerate(tabs)]
+        viewers = [Viewer(tab.open(**SETTINGS, seed=n), n, partial(keys, n)) for n, tab in enumerate(tabs)]
+        for tab in tabs:
+            tab.watch_names()
         until = time.monotonic() + SECONDS + START_S  # the engine's start is not part of it
         while time.monotonic() < until:
             for viewer in viewers:
@@ -107,10 +121,15 @@ def test_two_viewers_hammer_recipes_and_every_answer_is_its_recipes(contexts, tm
             if any(viewer.read for viewer in viewers):
                 until = min(until, time.monotonic() + SECONDS)
             time.sleep(0.05)
+        for viewer in viewers:  # what was asked last comes, whatever went before
+            if viewer.asking is None:
+                viewer.ask()
         for viewer in viewers:
-            if viewer.asking is not None:
-                viewer.tab.ran()
-                viewer.take_down()
+            latest = time.monotonic() + START_S
+            while not viewer.take_down():
+                assert time.monotonic() < latest, (viewer.asking, [viewer.tab.column(side) for side in SIDES])
+                viewer.tab.page.wait_for_timeout(100)
+        assert not [wrong for tab in tabs for wrong in tab.misnamed()]
 
     pair = pairs.compare(*map(checkpoints.open, demo.folders()))
     with Store(app.cache / "sfn.duckdb") as store, engines.open("transformers", pair) as other:
@@ -118,19 +137,13 @@ def test_two_viewers_hammer_recipes_and_every_answer_is_its_recipes(contexts, tm
         finished = sorted((g for g in kept if g.finish != "cancelled"), key=lambda g: g.question.recipe)
         wrong = [generation for generation in finished if said_by(other, generation) != generation.text]
         assert not wrong, [(generation.question, generation.text) for generation in wrong]
-        twice = [key for key, many in Counter(generation.question.key for generation in finished).items() if many > 1]
-        assert not twice, "answered more than once"
+    twice = [key for key, many in Counter(generation.question.key for generation in finished).items() if many > 1]
+    assert not twice, "answered more than once"
 
-        room = EngineRoom(store, "transformers")
-        for n, viewer in enumerate(viewers):
-            for asked, texts in viewer.read:
-                sampling = Sampling(max_tokens=96, temperature=1.3, seed=n)
-                for recipe, text in zip(("", asked["recipe"], "all=B"), texts, strict=True):
-                    plan = recipes.resolve(recipes.parse(recipe), pair)
-                    found = room.find(room.question(pair, plan, asked["prompt"], "plain", sampling))
-                    assert found is not None, ("lost", recipe, asked)
-                    assert text == found.text.lstrip("\r\n"), (recipe, asked)
-        room.close()
+    stored = {generation.question.key: generation.text.lstrip("\r\n") for generation in finished}
+    for key, said in (column for viewer in viewers for read in viewer.read for column in read.values()):
+        assert key in stored, ("lost", said)
+        assert said == stored[key]
     read = sum(len(viewer.read) for viewer in viewers)
     print(f"{sum(viewer.runs for viewer in viewers)} runs, {read} read to the end, {len(finished)} answers kept")
     assert read >= 4
