@@ -30,15 +30,16 @@ _RECORDS: Mapping[str, type[Look]] = {
 }
 KINDS = tuple(_RECORDS)
 TITLES: Mapping[str, str] = {"slices": "Rows and columns", "map": "Map", "spectrum": "Spectrum"}
-VERSION = 1  # of what is computed: results under another number are not used
+EXACT = "exact"  # part of a spectrum: all singular values, however long they take
+_VERSIONS: Mapping[str, int] = {"slices": 1, "map": 1, "spectrum": 2}  # results under another number are not used
 
 
 def settings(kind: str, *, expert: int | None = None, part: str = "") -> str:
-    """What besides pair, tensor and kind decides a look, as the store keeps it."""
-    words = [f"v{VERSION}"]
+    """What besides pair, tensor and kind decides a look, as the store keeps it. part: as in `compute`."""
+    words = [f"v{_VERSIONS[kind]}"]
     if expert is not None:
         words.append(f"expert {expert}")
-    if kind == "map" and part:
+    if kind != "slices" and part:
         words.append(part)
     return " ".join(words)
 
@@ -55,7 +56,8 @@ def compute(
 ) -> Look:
     """One look at one tensor, or at one of the experts that it holds.
 
-    kind: one of KINDS. part: region of a map. progress: called with (elements done, in all, tensor).
+    kind: one of KINDS. part: region of a map; of a spectrum EXACT, or "" for what is affordable. progress: called with
+    (done, in all, what).
     Raises PairError, Cancelled.
     """
     matrix = Matrix(pair, name, expert)
@@ -65,7 +67,7 @@ def compute(
     if kind == "map":
         return delta_map.delta_map(matrix, part, **options)
     if kind == "spectrum":
-        return spectrum.spectrum(matrix, **options)
+        return spectrum.spectrum(matrix, exact=True if part == EXACT else None, **options)
     raise PairError(f"There is no look {kind!r}; choose one of: {', '.join(KINDS)}.")
 
 

@@ -1,4 +1,4 @@
-"""One tensor of a pair as a matrix, read in blocks of bounded size as float64: what slices, maps and spectra stand on.
+"""One tensor of a pair as a matrix, read in blocks of bounded size: what slices, maps and spectra stand on.
 
 Computes nothing; numbers that are NaN or infinite on either side become 0 on both and are counted.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 BLOCK = 1 << 21  # elements of one side in float64 at once, if a row is no longer: 16 MB
 
 Progress = Callable[[int, int, str], None]
-Block = tuple[int, np.ndarray, np.ndarray]  # first row, (rows, columns) float64 of A and of B
+Block = tuple[int, np.ndarray, np.ndarray]  # first row, (rows, columns) of A and of B
+Dtype = Literal["float64", "float32"]
 
 
 class Matrix:
@@ -62,35 +63,52 @@ class Matrix:
         last: int | None = None,
         *,
         step: int = 0,
-        passes: tuple[int, int] = (0, 1),
+        dtype: Dtype = "float64",
         progress: Progress | None = None,
         cancel: Event | None = None,
     ) -> Iterator[Block]:
-        """Rows first..last-1, `step` at a time (0: as many as BLOCK allows).
+        """Rows first..last-1, `step` at a time (0: as many as BLOCK allows), as `dtype`.
 
-        passes: (passes over the matrix before this one, passes in all), for `progress` (elements done, in all, name).
-        Raises Cancelled between blocks once `cancel` is set.
+        progress: called with (elements done, in all, name). Raises Cancelled between blocks once `cancel` is set.
         """
         last = self.shape[0] if last is None else last
-        width = max(1, self.shape[1])
-        step = step or max(1, BLOCK // width)
+        step = step or max(1, BLOCK // max(1, self.shape[1]))
         self.nonfinite = 0
-        before, number = passes
         for start in range(first, last, step):
-            if cancel is not None and cancel.is_set():
-                raise Cancelled(f"Looking at {self._name} was cancelled.")
+            self._go_on(cancel)
             stop = min(start + step, last)
-            yield start, *self._finite(self._read("A", start, stop), self._read("B", start, stop))
+            sides = (_values(self._rows(side, start, stop), dtype) for side in ("A", "B"))
+            yield start, *self._finite(*sides)
             if progress is not None:
-                done = before * (last - first) + stop - first
-                progress(done * width, number * (last - first) * width, self._name)
+                progress((stop - first) * self.shape[1], (last - first) * self.shape[1], self._name)
 
-    def _read(self, side: str, start: int, stop: int) -> np.ndarray:
+    def columns(self, *, progress: Progress | None = None, cancel: Event | None = None) -> Iterator[Block]:
+        """As `blocks` of the transpose: (first column, (columns, rows) float64 of A, of B).
+
+        What lies in a file on this machine stays there; of what comes over a network, or is computed when it is read,
+        both sides are in memory as they are stored.
+        """
+        rows, columns = self.shape
+        whole = [self._rows(side, 0, rows) for side in ("A", "B")]
+        step = max(1, BLOCK // max(1, rows))
+        self.nonfinite = 0
+        for start in range(0, columns, step):
+            self._go_on(cancel)
+            stop = min(start + step, columns)
+            yield start, *self._finite(*(_values(side[:, start:stop].T, "float64") for side in whole))
+            if progress is not None:
+                progress(stop * rows, columns * rows, self._name)
+
+    def _go_on(self, cancel: Event | None) -> None:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled(f"Looking at {self._name} was cancelled.")
+
+    def _rows(self, side: str, start: int, stop: int) -> torch.Tensor:
+        """(rows, columns) as stored."""
         if self._expert is None:
-            part = self._pair.read_rows(side, self._name, start, stop)
-            return _values(part).reshape(stop - start, self.shape[1])
+            return self._pair.read_rows(side, self._name, start, stop).reshape(stop - start, self.shape[1])
         whole = self._pair.read_rows(side, self._name, self._expert, self._expert + 1)  # mapped, or one expert
-        return _values(whole.reshape(self.shape)[start:stop])
+        return whole.reshape(self.shape)[start:stop]
 
     def _finite(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if np.isfinite(a.sum() + b.sum()):  # then every element is, short of sums beyond what float64 holds
@@ -100,7 +118,7 @@ class Matrix:
         return np.where(bad, 0.0, a), np.where(bad, 0.0, b)
 
 
-def _values(part: torch.Tensor) -> np.ndarray:
+def _values(part: torch.Tensor, dtype: Dtype) -> np.ndarray:
     import torch
 
-    return part.detach().to(torch.float64).numpy()
+    return part.detach().to(torch.float64 if dtype == "float64" else torch.float32).numpy()

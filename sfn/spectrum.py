@@ -1,28 +1,37 @@
 """The directions in which a tensor changed: singular values of w_B - w_A, and whether they are those of w_A.
 
-Exact (to float64 rounding) where the smaller side is at most EXACT_SIDE, by orthogonal triangles over blocks; else the
-first KEPT singular values by a seeded random sketch with power iterations. Memory is bounded by blocks.
+All of them from the eigenvalues of the Gram matrix in float64, where that takes a few seconds or is asked for; else the
+first KEPT by a random sketch. Memory is bounded: by blocks, and by the square of the smaller side.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from threading import Event
 
 import numpy as np
 
+from sfn import eigen
+from sfn.errors import Cancelled, PairError
 from sfn.matrices import Matrix, Progress
 
-EXACT_SIDE = 1024
 KEPT = 64  # directions whose alignment is told, and singular values of a sketch
-ROUNDS = 3  # walks back and forth of a sketch
-PASSES = 2 * ROUNDS
+ROUNDS = 5  # products with w^T w that span a sketch
+PASSES = ROUNDS + 1  # over the tensor, for a sketch
+EXACT_PASSES = 2
 _SKETCH, _SEED = 96, 0  # columns of the sketch
-_WIDE_BLOCK, _HELD_EXACTLY = 1 << 21, 1 << 23  # elements
-_NOTHING = 1e-12  # singular values below this share of the first are rounding
+_TILE = 1024
+_UNASKED_S = 8.0  # on the machine that the cost model was measured on
+
+# The cost model. Seconds for all singular values of a matrix of sides n <= m, of w_B - w_A and of w_A:
+# 2 (2 n^2 m + _EIGEN n^3) / rate + _READ n m, with the rate of a product of matrices in operations a second.
+_RATE = 1.6e11  # two cores with AVX-512, idle
+_EIGEN = 16.0
+_READ = 10e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +40,9 @@ class Spectrum:
 
     Attributes:
         exact: whether all singular values are there; else the first KEPT, each at most the true one but for rounding
-            (Halko, Martinsson and Tropp, 2011, algorithm 4.4; seed 0). values: singular values of w_B - w_A, falling.
+            (block Krylov: Musco and Musco, 2015; seed 0). values: singular values of w_B - w_A, falling.
+        floor: below it a singular value cannot be told from rounding; such are 0 in `values`. took_s: seconds that it
+            took to compute.
         energy: sum of the squares of all of them, ||w_B - w_A||_F^2. energy_a: that of w_A.
         left, right: overlap of the first k left (right) directions of w_B - w_A with those of w_A, at k - 1:
             ||U_k^T V_k||_F^2 / k, in [0, 1]; by chance k / rows (k / columns).
@@ -41,11 +52,13 @@ class Spectrum:
     shape: tuple[int, int]
     exact: bool
     values: np.ndarray
+    floor: float
     energy: float
     energy_a: float
     left: np.ndarray
     right: np.ndarray
     nonfinite: int
+    took_s: float
 
     @property
     def shares(self) -> np.ndarray:
@@ -76,28 +89,67 @@ class Spectrum:
         return math.exp(least), math.exp(known - rest * math.log(rest / unseen))
 
 
-def spectrum(matrix: Matrix, *, progress: Progress | None = None, cancel: Event | None = None) -> Spectrum:
-    """Singular values of a matrix' change and the alignment of its directions with A's. Raises Cancelled."""
+def exact_s(shape: tuple[int, int], rate: float | None = None) -> float:
+    """About how many seconds all singular values take on this machine, by the cost model at the top of this module.
+
+    rate: of another machine, in operations a second.
+    """
+    n, m = sorted(shape)
+    return 2 * (2 * n**2 * m + _EIGEN * n**3) / (rate or _rate()) + _READ * n * m
+
+
+def exact_unasked(shape: tuple[int, int]) -> bool:
+    """Whether all singular values are computed without being asked for: what takes a few seconds. The same on every
+    machine."""
+    return exact_s(shape, _RATE) <= _UNASKED_S
+
+
+def exact_bytes(shape: tuple[int, int]) -> int:
+    """About how much memory all singular values take: two Gram matrices, and what the eigenvectors of one need."""
+    return 6 * 8 * min(shape) ** 2
+
+
+@functools.cache
+def _rate() -> float:
+    """Operations a second of a product of matrices, measured once: 0.02 s on two cores."""
+    x = np.ones((_TILE, _TILE))
+    start = time.perf_counter()
+    _ = x.T @ x
+    return 2 * _TILE**3 / (time.perf_counter() - start)
+
+
+def spectrum(
+    matrix: Matrix, *, exact: bool | None = None, progress: Progress | None = None, cancel: Event | None = None
+) -> Spectrum:
+    """Singular values of a matrix' change and the alignment of its directions with A's.
+
+    exact: all of them, or a sketch; None for what `exact_unasked` says. Raises Cancelled, PairError.
+    """
+    start = time.perf_counter()
+    exact = exact_unasked(matrix.shape) if exact is None else exact
     walk = _Walk(matrix, progress, cancel)
-    exact = min(matrix.shape) <= EXACT_SIDE
     change, of_a = (_exact if exact else _sketched)(walk)
     return Spectrum(
         shape=matrix.shape,
         exact=exact,
         values=change.values,
+        floor=change.floor,
         energy=change.energy,
         energy_a=of_a.energy,
         left=_overlap(change.left, of_a.left),
         right=_overlap(change.right, of_a.right),
         nonfinite=walk.nonfinite,
+        took_s=time.perf_counter() - start,
     )
 
 
 @dataclass(slots=True)
 class _Directions:
-    """values: singular values. left, right: (rows, k) and (columns, k) the first directions. energy: squares summed."""
+    """values: singular values. left, right: (rows, k) and (columns, k) the first directions, those above `floor`.
+    energy: squares summed."""
 
     values: np.ndarray
+    floor: float
     left: np.ndarray
     right: np.ndarray
     energy: float
@@ -111,108 +163,168 @@ def _overlap(mine: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 class _Walk:
-    """Passes over a matrix whose long side comes in blocks: rows of it, or of its transpose where it is wide."""
+    """Passes over a matrix, and how far the work has come, in thousandths of what it costs in all."""
 
     def __init__(self, matrix: Matrix, progress: Progress | None, cancel: Event | None) -> None:
         self.matrix, self.progress, self.cancel = matrix, progress, cancel
+        self.wide = matrix.shape[1] > matrix.shape[0]
         self.short = min(matrix.shape)
-        self.wide = matrix.shape[1] > matrix.shape[0] and self.short <= EXACT_SIDE
-        self.passes, self.done, self.nonfinite = 2, 0, 0
-        self._held: list[np.ndarray] | None = None
+        self.nonfinite = 0
+        self._done = 0.0
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(first row, w_B - w_A, w_A) by blocks of the long side."""
-        options = {"passes": (self.done, self.passes), "progress": self.progress, "cancel": self.cancel}
-        if not self.wide:
-            for start, a, b in self.matrix.blocks(**options):
-                yield start, b - a, a
-        else:
-            yield from self._columns(options)
-        self.done += 1
+    def tell(self, share: float) -> None:
+        """`share` of all is done. Raises Cancelled."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("Computing a spectrum was cancelled.")
+        if self.progress is not None:
+            self.progress(round(1000 * share), 1000, "spectrum")
+
+    def along(self, first: float, last: float) -> Progress:
+        """A pass that makes up the work from one share to another."""
+        return lambda done, total, _name: self.tell(first + (last - first) * done / max(1, total))
+
+    def panels(self, first: float, last: float) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(place on the long side, w_B - w_A, w_A), the latter (some of the long side, all of the short) float64."""
+        walk = self.matrix.columns if self.wide else self.matrix.blocks
+        for start, a, b in walk(progress=self.along(first, last), cancel=self.cancel):
+            yield start, b - a, a
         self.nonfinite = self.matrix.nonfinite
 
-    def _columns(self, options: dict[str, object]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """The same of the transpose. A wide matrix has few rows and is held, read once; a large one in float32."""
-        rows, columns = self.matrix.shape
-        if self._held is None:
-            dtype = np.float64 if rows * columns <= _HELD_EXACTLY else np.float32
-            self._held = [np.empty((rows, columns), dtype) for _ in range(2)]
-            for start, a, b in self.matrix.blocks(**options):
-                self._held[0][start : start + len(a)], self._held[1][start : start + len(a)] = b - a, a
-        step = max(1, _WIDE_BLOCK // rows)
-        for start in range(0, columns, step):
-            yield start, *(side[:, start : start + step].T.astype(np.float64) for side in self._held)
+    def rows(self, first: float, last: float) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(first row, w_B - w_A, w_A) float32."""
+        for start, a, b in self.matrix.blocks(
+            dtype="float32", progress=self.along(first, last), cancel=self.cancel
+        ):  # fmt: skip
+            yield start, b - a, a
+        self.nonfinite = self.matrix.nonfinite
+
+
+# All of them
 
 
 def _exact(walk: _Walk) -> tuple[_Directions, _Directions]:
-    """By the triangle R of a QR decomposition, taken block by block: w = Q R, and R has w's singular values."""
-    triangles = [np.zeros((0, walk.short)) for _ in range(2)]
-    energy = [0.0, 0.0]
-    pending: list[list[np.ndarray]] = [[], []]
-    held = 0
-    for _start, *sides in walk.blocks():
-        for place, block in enumerate(sides):
-            energy[place] += float(np.square(block).sum())
-            pending[place].append(block)
-        held += len(sides[0])
-        if held >= 2 * walk.short:  # a decomposition of few rows at a time would mostly go over R again
-            triangles = [_triangle(r, blocks) for r, blocks in zip(triangles, pending, strict=True)]
-            pending, held = [[], []], 0
-    triangles = [_triangle(r, blocks) for r, blocks in zip(triangles, pending, strict=True)]
-    found = []
-    for place, triangle in enumerate(triangles):
-        _u, values, vt = np.linalg.svd(triangle, full_matrices=False)
-        there = int((values > _NOTHING * max(values[0], 1e-300)).sum()) if len(values) else 0
-        found.append(_Directions(values, np.empty(0), vt[: min(KEPT, there)].T, energy[place]))
-    return _other_side(walk, found)
-
-
-def _triangle(r: np.ndarray, blocks: list[np.ndarray]) -> np.ndarray:
-    return np.linalg.qr(np.concatenate([r, *blocks]), mode="r") if blocks else r
-
-
-def _other_side(walk: _Walk, found: list[_Directions]) -> tuple[_Directions, _Directions]:
-    """Directions on the long side, w V / s, by a second pass; left and right put where they belong."""
+    """From the eigenvalues s^2 of w^T w (or w w^T, whichever is smaller), and w V / s by a second pass."""
+    n, m = sorted(walk.matrix.shape)
+    product, roots = 2.0 * n * m, _EIGEN * n**2  # what they cost, by the cost model
+    first, last = product / (1.1 * product + roots), (product + roots) / (1.1 * product + roots)
+    grams = [np.zeros((n, n)) for _ in range(2)]
+    for _start, *sides in walk.panels(0.0, first):
+        for gram, panel in zip(grams, sides, strict=True):
+            _add_product(gram, panel)
+    middle = (first + last) / 2
+    found = [_roots(grams.pop(0), walk, *span) for span in ((first, middle), (middle, last))]
     parts: list[list[np.ndarray]] = [[], []]
-    for _start, *sides in walk.blocks():
-        for place, block in enumerate(sides):
-            parts[place].append(block @ found[place].right)
-    for place, one in enumerate(found):
-        one.left = np.concatenate(parts[place]) / one.values[: one.right.shape[1]]
+    for _start, *sides in walk.panels(last, 1.0):
+        for place, panel in enumerate(sides):
+            parts[place].append(panel @ found[place].right)
+    for one, part in zip(found, parts, strict=True):
+        one.left = np.concatenate(part) / one.values[: one.right.shape[1]]
         if walk.wide:
             one.left, one.right = one.right, one.left
     return found[0], found[1]
 
 
+def _add_product(gram: np.ndarray, panel: np.ndarray) -> None:
+    """Add panel^T panel to the upper triangle of `gram`, tile by tile, so that no second matrix as large is needed."""
+    for i in range(0, len(gram), _TILE):
+        for j in range(i, len(gram), _TILE):
+            gram[i : i + _TILE, j : j + _TILE] += panel[:, i : i + _TILE].T @ panel[:, j : j + _TILE]
+
+
+def _roots(gram: np.ndarray, walk: _Walk, first: float, last: float) -> _Directions:
+    """Singular values and directions on the short side, in the part of the work from share `first` to `last`."""
+    walk.tell(first)
+    start, expected = time.perf_counter(), 2 * _EIGEN * len(gram) ** 3 / _rate()
+
+    def tick() -> None:
+        passed = time.perf_counter() - start
+        walk.tell(first + (last - first) * passed / (passed + expected))  # nears the end, never beyond it
+
+    try:
+        squares, vectors = eigen.leading(gram, KEPT, tick=tick)
+    except eigen.Ended:
+        needed = exact_bytes(gram.shape) / 1e9
+        raise PairError(
+            f"Computing all singular values ended without a result: there was probably too little memory. It needs "
+            f"about {needed:.1f} GB; free some and try again, or stay with the sketch."
+        ) from None
+    walk.tell(last)
+    values = np.sqrt(np.maximum(squares, 0.0))
+    floor = float(values[0]) * math.sqrt(len(gram) * np.finfo(np.float64).eps)
+    values[values <= floor] = 0.0
+    there = min(KEPT, int((values > 0).sum()))
+    return _Directions(values, floor, np.empty(0), vectors[:, :there], float(np.trace(gram)))
+
+
+# The first of them
+
+
 def _sketched(walk: _Walk) -> tuple[_Directions, _Directions]:
-    """By a random sketch of the columns, made sharper by walking back and forth; float32 products over blocks."""
+    """The first directions within the space that products with w^T w make of random columns; float32 over blocks."""
     rows, columns = walk.matrix.shape
-    random = np.random.default_rng(_SEED)
-    basis = [random.standard_normal((columns, _SKETCH), np.float32) for _ in range(2)]
-    walk.passes = PASSES
+    spaces = [_Krylov(columns) for _ in range(2)]
     energy = [0.0, 0.0]
     for walked in range(ROUNDS):
-        ranges = [np.empty((rows, _SKETCH), np.float32) for _ in range(2)]
-        for start, *sides in walk.blocks():
+        for _start, *sides in walk.rows(walked / PASSES, (walked + 1) / PASSES):
             for place, block in enumerate(sides):
-                ranges[place][start : start + len(block)] = block.astype(np.float32) @ basis[place]
+                spaces[place].add(block)
                 if walked == 0:
-                    energy[place] += float(np.square(block).sum())
-        for place in range(2):
-            ranges[place] = np.linalg.qr(ranges[place])[0]
-        back = [np.zeros((columns, _SKETCH)) for _ in range(2)]
-        for start, *sides in walk.blocks():
-            for place, block in enumerate(sides):
-                back[place] += block.astype(np.float32).T @ ranges[place][start : start + len(block)]
-        basis = [np.linalg.qr(side)[0].astype(np.float32) for side in back]
-    return tuple(map(partial(_from_sketch), ranges, back, energy))  # type: ignore[return-value]
+                    energy[place] += float(np.multiply(block, block, dtype=np.float64).sum())
+        for space in spaces:
+            space.turn()
+    bases = [space.best() for space in spaces]
+    del spaces
+    ranges = [np.empty((rows, basis.shape[1]), np.float32) for basis in bases]
+    for start, *sides in walk.rows(ROUNDS / PASSES, 1.0):
+        for place, block in enumerate(sides):
+            ranges[place][start : start + len(block)] = block @ bases[place]
+    first, second = (_from_range(*of_side) for of_side in zip(ranges, bases, energy, strict=True))
+    return first, second
 
 
-def _from_sketch(range_: np.ndarray, back: np.ndarray, energy: float) -> _Directions:
-    """w is about Q (w^T Q)^T: the small factor's directions, turned back by Q."""
-    u, values, vt = np.linalg.svd(back, full_matrices=False)
-    there = min(KEPT, int((values > 1e-6 * max(values[0], 1e-300)).sum()))
-    return _Directions(values[:KEPT], range_ @ vt[:there].T.astype(np.float32), u[:, :there], energy)
+class _Krylov:
+    """The space of V, w^T w V, (w^T w)^2 V, ..., V random; each of the parts orthonormal, also to those before."""
+
+    def __init__(self, columns: int) -> None:
+        width = max(1, min(_SKETCH, columns // ROUNDS))
+        drawn = np.random.default_rng(_SEED).standard_normal((columns, width))
+        self.parts = [np.linalg.qr(drawn)[0].astype(np.float32)]
+        self.products: list[np.ndarray] = []  # w^T w of each part
+        self._sum = np.zeros(drawn.shape)
+
+    def add(self, block: np.ndarray) -> None:
+        """Some rows of w."""
+        self._sum += block.T @ (block @ self.parts[-1])
+
+    def turn(self) -> None:
+        """All rows of w were added: begin the next part."""
+        self.products.append(self._sum.astype(np.float32))
+        if len(self.products) == ROUNDS:
+            return
+        new = self._sum
+        for _ in range(2):  # twice is enough (Giraud and others, 2005)
+            for part in self.parts:
+                new = new - part @ (part.T @ new)
+            new = np.linalg.qr(new)[0]
+        self.parts.append(new.astype(np.float32))
+        self._sum = np.zeros(new.shape)
+
+    def best(self) -> np.ndarray:
+        """(columns, up to KEPT) float32 orthonormal: the first directions of w within the space."""
+        inner = np.block([[part.T @ product.astype(np.float64) for product in self.products] for part in self.parts])
+        _values, turned = np.linalg.eigh((inner + inner.T) / 2)
+        first = np.split(turned[:, ::-1][:, :KEPT], len(self.parts))
+        return sum(part @ weights.astype(np.float32) for part, weights in zip(self.parts, first, strict=True))
+
+
+def _from_range(range_: np.ndarray, basis: np.ndarray, energy: float) -> _Directions:
+    """Singular values and directions of w from w V."""
+    q, r = np.linalg.qr(range_.astype(np.float64))
+    u, values, vt = np.linalg.svd(r)
+    floor = 1e-6 * float(values[0])
+    values[values <= floor] = 0.0
+    there = int((values > 0).sum())
+    return _Directions(values, floor, q @ u[:, :there], basis @ vt[:there].T, energy)
 
 
 def random_shares(shape: tuple[int, int], most: int) -> np.ndarray:

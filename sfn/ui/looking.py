@@ -63,31 +63,46 @@ def read_bytes(row: TensorPair, expert: int | None = None) -> int:
     return size // row.a.shape[0] if expert is not None and row.a is not None and row.a.shape[0] else size
 
 
-def absent(pair: Pair, row: TensorPair, kind: str, *, expert: int | None = None, part: str = "") -> None:
-    """In the place of a look that is not there: its progress, why it failed, or the button that begins it."""
+def absent(
+    pair: Pair,
+    row: TensorPair,
+    kind: str,
+    *,
+    expert: int | None = None,
+    part: str = "",
+    cost: str = "Not computed yet",
+    button: str = "Compute",
+) -> None:
+    """In the place of a look that is not there: its progress, why it failed, or the button that begins it.
+
+    cost: what is said before the bytes that it reads.
+    """
     job = job_of(pair, row, kind, expert, part)
+    key = f"{kind}_{part}" if kind == "spectrum" and part else kind
     if job is not None and job.active:
         left = words.eta(job.eta_s) if job.total else "waiting"
         st.progress(job.share, text=failures.escaped(f"Computing · {left}"))
-        st.button("Cancel", key=f"cancel_look_{kind}", on_click=opening.cancel, args=(job.id,))
+        st.button("Cancel", key=f"cancel_look_{key}", on_click=opening.cancel, args=(job.id,))
         return
     if job is not None and job.state == "failed":
         failures.sentence(job.error)
     over = " over the network" if scanning.from_network(pair) else ""
-    passes = _passes(row, kind, expert)
+    passes = _passes(row, kind, expert, part)
     times = f", {passes} times" if passes > 1 else ""
-    st.caption(f"Not computed yet: it means reading {words.size(read_bytes(row, expert))}{over}{times}. Kept then.")
-    st.button("Compute", key=f"compute_{kind}", on_click=_start, args=(pair, row.name, kind, expert, part))
+    st.caption(
+        failures.escaped(f"{cost}: it means reading {words.size(read_bytes(row, expert))}{over}{times}. Kept then.")
+    )
+    st.button(button, key=f"compute_{key}", on_click=_start, args=(pair, row.name, kind, expert, part))
 
 
-def _passes(row: TensorPair, kind: str, expert: int | None) -> int:
+def _passes(row: TensorPair, kind: str, expert: int | None, part: str) -> int:
     from sfn import spectrum
 
     if kind != "spectrum" or row.a is None:
         return 1
     shape = row.a.shape[1:] if expert is not None else row.a.shape
     sides = shape[0], math.prod(shape[1:])
-    return 2 if min(sides) <= spectrum.EXACT_SIDE else spectrum.PASSES
+    return spectrum.EXACT_PASSES if part or spectrum.exact_unasked(sides) else spectrum.PASSES
 
 
 def _start(pair: Pair, name: str, kind: str, expert: int | None, part: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from sfn.ui import failures, looking, pieces_view, plots, state
+from sfn.ui import cached, failures, looking, pieces_view, plots, state, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MAP = "delta_map"
 _TALL, _LOW = 520, 300  # pixels of the map
 _EXPERT, _K = "_look_expert", "_look_k"
+SKETCH_LOW = "1 to 3 %"  # measured, see docs/log.md
 _HEIGHT = 1000  # of map and spectrum, whatever is in them: nothing moves while they are computed
 
 
@@ -191,16 +192,30 @@ def _draw_map(row: TensorPair, found: DeltaMap, shape: tuple[int, int], tall: bo
 
 
 def _spectrum(pair: Pair, row: TensorPair, expert: int | None) -> None:
-    found = looking.wanted(pair, row, "spectrum", expert=expert)
+    from sfn import looks, matrices, spectrum
+
+    shape = matrices.Matrix(pair, row.name, expert).shape
+    found = None
+    if not spectrum.exact_unasked(shape):
+        found = cached.look(pair, row.name, "spectrum", expert=expert, part=looks.EXACT)
+    found = found or looking.wanted(pair, row, "spectrum", expert=expert)
     if found is None:
         st.markdown("**Spectrum of ΔW**")
         looking.absent(pair, row, "spectrum", expert=expert)
-        return
-    if not found.energy:
+    elif not found.energy:
         st.markdown("**Spectrum of ΔW**")
         st.markdown("Nothing changed, so there are no directions of change.")
         return
-    _draw_spectrum(row, found)
+    else:
+        _draw_spectrum(row, found)
+    if found is None or found.exact:
+        return
+    seconds, memory = spectrum.exact_s(shape), spectrum.exact_bytes(shape)
+    looking.absent(
+        pair, row, "spectrum", expert=expert, part=looks.EXACT,
+        cost=f"All {min(shape):,} singular values take about {words.size(memory)} of memory",
+        button=f"Compute exactly (about {words.seconds(seconds)})",
+    )  # fmt: skip
 
 
 def _draw_spectrum(row: TensorPair, found: Spectrum) -> None:
@@ -246,12 +261,7 @@ def _figures(found: Spectrum, k: int) -> str:
     low, high = found.effective_rank
     rank = f"{low:.1f}" if high - low < 0.05 * high else f"{low:.0f} to {high:.0f}"
     here = min(k, len(found.left))
-    how = (
-        "All singular values, exact to float64 rounding."
-        if found.exact
-        else f"The first {len(found.values)} singular values by a random sketch (seed 0, {spectrum.ROUNDS} power "
-        "rounds): each is at most the true one."
-    )
+    how = _how(found)
     lines = [
         (
             f"energy in the first {k}",
@@ -281,5 +291,22 @@ def _figures(found: Spectrum, k: int) -> str:
         f'<tr title="{html.escape(formula)}"><th scope="row">{title}</th><td>{html.escape(value)}</td></tr>'
         for title, formula, value in lines
     )
-    short = "exact" if found.exact else "sketch: the first are told, each at most the true one"
-    return f'<table class="sfn-table sfn-figures"><tbody>{cells}</tbody></table><div class="sfn-muted">{short}</div>'
+    return f'<table class="sfn-table sfn-figures"><tbody>{cells}</tbody></table><div class="sfn-muted">{how}</div>'
+
+
+def _how(found: Spectrum) -> str:
+    """How the singular values were computed, and how far they can be trusted."""
+    share = found.floor / float(found.values[0])
+    took = f"It took {words.seconds(found.took_s)}."
+    if not found.exact:
+        return (
+            f"The first {len(found.values)} of {min(found.shape):,} singular values, by a random sketch (block Krylov, "
+            "seed 0): each is at most the true one. What stands out is right to five digits; of pure noise the last "
+            f"are {SKETCH_LOW} low. {took}"
+        )
+    unresolved = int((found.values == 0).sum())
+    hidden = f", as {unresolved:,} of them are" if unresolved else ""
+    return (
+        "All singular values, from the eigenvalues of the Gram matrix in float64. Those below "
+        f"{share:.1e} of the first cannot be told from rounding{hidden}. {took}"
+    )

@@ -1,4 +1,4 @@
-"""What the rows and columns of a tensor make up, and which of them moved most: heads, experts, tokens, features."""
+"""What the rows and columns of a tensor make up, and which moved most: heads, halves, experts, tokens, features."""
 
 from __future__ import annotations
 
@@ -15,46 +15,72 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sfn.pairs import Pair, TensorPair
-    from sfn.slices import Heads, Slices
+    from sfn.pieces import Division, Pieces
+    from sfn.slices import Slices
 
 _SHOWN_TOKENS, _SHOWN = 100, 20
 _TABLE_HEIGHT = 320
+_KIND = "_look_kind"
 _TITLES = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}
 
 
 def has_pieces(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> bool:
-    """Whether the tensor falls into heads or experts, or is one of several experts."""
-    shape = tuple(row.a.shape) if row.a is not None else ()
-    return len(shape) >= 3 or _heads(pair, row) is not None or len(_same_cell(row, deltas)) > 1
+    """Whether the tensor falls into heads, halves or experts, or is one of several experts, or should fall so."""
+    found = _division(pair, row)
+    return len(_shape(row)) >= 3 or bool(found.kinds or found.problem) or len(_same_cell(row, deltas)) > 1
 
 
 def bars(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
-    """Heads or experts, one bar each. deltas: `Store.delta_table`."""
-    by = _by()
+    """Heads, halves or experts, one bar each. deltas: `Store.delta_table`."""
+    found = _division(pair, row)
     cell = _same_cell(row, deltas)
+    if found.problem and not found.kinds:
+        st.caption(failures.escaped(found.problem))
     if len(cell) > 1:
-        _experts_of_cell(cell, by)
-        return
+        _experts_of_cell(cell, _by())
+    elif len(_shape(row)) >= 3:
+        _experts_of_tensor(pair, row)
+    elif found.kinds:
+        _pieces(pair, row, found.kinds)
+
+
+def _experts_of_tensor(pair: Pair, row: TensorPair) -> None:
+    """From one look at the whole tensor, of which each expert is one row."""
+    by = _by()
     found = looking.wanted(pair, row, "slices")
     if found is None:
         looking.absent(pair, row, "slices")
         return
+    labels = [f"expert {number}" for number in range(len(found.row_shift))]
+    _bars(labels, found.row_shift, found.row_norm, by, "expert", "All experts lie in this one tensor.")
+
+
+def _pieces(pair: Pair, row: TensorPair, kinds: tuple[Pieces, ...]) -> None:
+    """Heads or halves; of a fused query, key and value one kind at a time."""
     from sfn import slices
 
-    cut = _heads(pair, row)
-    if cut is None:
-        labels = [f"expert {number}" for number in range(len(found.row_shift))]
-        _bars(labels, found.row_shift, found.row_norm, by, "expert", "All experts lie in this one tensor")
+    by = _by()
+    found = looking.wanted(pair, row, "slices")
+    if found is None:
+        looking.absent(pair, row, "slices")
         return
-    shift, norm = slices.by_head(found, cut)
-    labels = [cut.label(number) for number in range(cut.count)]
-    which = f"{'Rows' if cut.axis == 'rows' else 'Columns'} of {cut.width} make a head, by A's config.json"
-    _bars(labels, shift, norm, by, "head" if cut.shared_by == 1 else "KV head", which)
+    cut = kinds[0]
+    if len(kinds) > 1:
+        named = {kind.what: kind for kind in kinds}
+        chosen = st.segmented_control(
+            "Heads of", list(named), key=_KIND, default=cut.what, required=True, label_visibility="collapsed",
+            format_func=lambda what: what.removesuffix(" head"),
+        )  # fmt: skip
+        cut = named.get(chosen, cut)
+    shift, norm = slices.by_piece(found, cut)
+    apart = "" if cut.step == 1 else ", every second"
+    which = f"{cut.width:,} {cut.axis}{apart} make a {cut.what}, by A's config.json."
+    _bars(cut.labels, shift, norm, by, cut.what, which)
 
 
 def tables(pair: Pair, row: TensorPair, *, ordered: bool) -> None:
     """Tokens, or rows and columns, that moved most. ordered: whether the choice of their order is drawn already."""
-    shape = tuple(row.a.shape) if row.a is not None else ()
+    shape = _shape(row)
     if len(shape) >= 3:
         return
     found = looking.wanted(pair, row, "slices")
@@ -75,10 +101,14 @@ def tables(pair: Pair, row: TensorPair, *, ordered: bool) -> None:
             _most(found.column_shift, found.column_norm, by, "column (input)")
 
 
-def _heads(pair: Pair, row: TensorPair) -> Heads | None:
-    from sfn import slices
+def _division(pair: Pair, row: TensorPair) -> Division:
+    from sfn import pieces
 
-    return slices.heads(pair, row.part, tuple(row.a.shape)) if row.a is not None else None
+    return pieces.of(pair.a.config, row.part, _shape(row))
+
+
+def _shape(row: TensorPair) -> tuple[int, ...]:
+    return tuple(row.a.shape) if row.a is not None else ()
 
 
 def _same_cell(row: TensorPair, deltas: pd.DataFrame) -> pd.DataFrame:
@@ -115,7 +145,7 @@ def _bars(labels: Sequence[str], shift: np.ndarray, norm: np.ndarray, by: str, w
         alt=f"{_TITLES[by]} of each {what}.",
         formula="‖w_B − w_A‖₂, and that by ‖w_A‖₂, of its rows or columns",
     )
-    st.caption(failures.escaped(f"{_most_in_words(labels, shift if by == 'l2_shift' else relative, by)} {how}."))
+    st.caption(failures.escaped(f"{_most_in_words(labels, shift if by == 'l2_shift' else relative, by)} {how}"))
 
 
 def _most_in_words(labels: Sequence[str], values: np.ndarray, by: str) -> str:

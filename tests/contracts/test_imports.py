@@ -16,7 +16,7 @@ FLOORS = (
     {"errors", "records", "figures", "anatomy", "mapped_memory", "places", "answer_text", "paper_pairs"},
     {"headers", "fingerprints", "readings", "shards", "folders", "hub", "tensors", "computed", "scales", "adapters"},
     {"checkpoints", "folder_writer"},
-    {"differences", "tokenizer_differences", "merged_config", "pairs", "facts", "needs", "matrices"},
+    {"differences", "tokenizer_differences", "merged_config", "pairs", "facts", "needs", "matrices", "eigen", "pieces"},
     {"delta_kernel", "modality_kernel", "recipes"},
     {"delta", "modality", "model_card", "slices", "delta_map", "spectrum"},
     {"tables", "charts", "paper_figures", "profiles", "pictures", "looks", "raster", "tensor_charts"}

@@ -41,7 +41,7 @@ def test_a_tensor_in_depth(visit, bench):
         "L2 shift of each head",
     } <= set(titles(app))
     said = texts(app)
-    assert "Columns of 8 make a head" in said
+    assert "8 columns make a head" in said
     assert "Too few changed elements" in said
     assert "does not show that a tensor carries an ability" in said
     assert "stable rank" in said
@@ -138,7 +138,7 @@ def test_leaving_a_tensor_ends_what_is_computed_of_it(visit, bench, folders, mon
     monkeypatch.setattr(looking, "_UNASKED_BYTES", 0)
     app = opened(visit, bench, O_PROJ)
     with checkpoints.open(folders[0]) as a, checkpoints.open(folders[1]) as b:
-        key = f"look:{pairs.compare(a, b).key}:{O_PROJ}:spectrum:v1"
+        key = f"look:{pairs.compare(a, b).key}:{O_PROJ}:spectrum:v2"
     owner = app.session_state["_owner"]
     job = bench.jobs.start("a long look", lambda job: job.cancel_event.wait(30), key=key, owner=owner)
     app.button(key="tensor_close").click().run()

@@ -64,7 +64,7 @@ def test_colours_of_a_signed_map_are_centred_on_no_change():
 
 
 def test_chance_is_that_of_each_side():
-    found = spectrum.Spectrum((100, 50), True, np.ones(50), 50.0, 1.0, np.full(8, 0.5), np.full(8, 0.5), 0)
+    found = spectrum.Spectrum((100, 50), True, np.ones(50), 0.0, 50.0, 1.0, np.full(8, 0.5), np.full(8, 0.5), 0, 1.0)
     table = tensor_charts.alignment_table(found, 4)
     chance = table[table["line"] == "chance"].set_index(["kind", "k"])["overlap"]
     assert chance["inputs", 5] == pytest.approx(5 / 50)
