@@ -57,14 +57,14 @@ class Task:
     """A question that is worked on once, however many viewers want its answer. Written by the engine's thread.
 
     Attributes:
-        pair, plan: None once it has ended, so that a finished answer keeps no files mapped.
+        key: the question's. pair, plan: None once it has ended, so that a finished answer keeps no files mapped.
         wanted: the views of those who asked and did not leave. watched: all views, also of those who only look.
         stop: set when the engine shall let go of it, because nobody wants it or because others go first.
         number: order of arrival. protected_until: monotonic time before which a background answer is not set back.
     """
 
     def __init__(self, question: Question, pair: Pair | None, plan: Plan | None, number: int = 0) -> None:
-        self.question, self.pair, self.plan, self.number = question, pair, plan, number
+        self.question, self.key, self.pair, self.plan, self.number = question, question.key, pair, plan, number
         self.said = Said()
         self.asked_at = time.monotonic()
         self.protected_until = 0.0

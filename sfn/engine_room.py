@@ -88,15 +88,12 @@ class EngineRoom:
             dtype=dtype,
         )
 
-    def find(self, question: Question) -> Answer | None:
-        """A view of the answer that is being worked on or in the store; None where there is neither. Asks for nothing:
-        what is found so stops when those who asked want it no more."""
+    def in_flight(self, key: str) -> Answer | None:
+        """A view of the answer to the question of that `Question.key` that waits or is being worked on; None where
+        none is. Asks for nothing: what is found so stops when those who asked want it no more."""
         with self._changed:
-            task = self._in_flight(question.key)
-            if task is not None:
-                return Answer(task)
-        generation = self._store.find_generation(question.key)
-        return None if generation is None else Answer.stored(generation)
+            task = self._in_flight(key)
+            return None if task is None else Answer(task)
 
     def ask(
         self,
@@ -228,7 +225,7 @@ class EngineRoom:
     def _in_flight(self, key: str) -> Task | None:
         current = [self._current] if self._current is not None else []
         for task in [*current, *self._queue]:
-            if task.question.key == key and task.said.active and task.wanted:
+            if task.key == key and task.said.active and task.wanted:
                 return task
         return None
 

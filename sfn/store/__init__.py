@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -263,19 +263,24 @@ class Store:
 
     def find_generation(self, key: str) -> Generation | None:
         """The newest finished answer to the question of that `Question.key`; a cancelled one is never served."""
-        return self._generation("key = ? AND finish <> 'cancelled' ORDER BY created_at DESC, id DESC LIMIT 1", key)
+        return self.find_generations([key]).get(key)
 
-    def find_elsewhere(self, question: Question) -> Generation | None:
-        """The newest finished answer to `question` by another engine, version, device or dtype.
+    def find_generations(self, keys: Sequence[str]) -> dict[str, Generation]:
+        """`find_generation` of many questions at once; keys that have no answer are left out."""
+        found = self._finished({"key": keys})
+        return {generation.question.key: generation for generation in found}
+
+    def find_elsewhere(self, questions: Sequence[Question]) -> dict[str, Generation]:
+        """Key of a question -> the newest finished answer to it by another engine, version, device or dtype, where
+        there is one.
 
         Never a substitute for `find_generation`: whoever shows it says which engine it is from.
         """
-        sampling = question.sampling
-        fixed = {name: getattr(question, name) for name in ("pair_key", "plan_key", "prompt", "mode", "tokenizer")}
-        fixed |= {name: getattr(sampling, name) for name in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
-        where = " AND ".join(f"{name} = ?" for name in fixed)
-        sql = f"{where} AND stop = ?::VARCHAR[] AND finish <> 'cancelled' ORDER BY created_at DESC, id DESC LIMIT 1"
-        return self._generation(sql, *fixed.values(), list(sampling.stop))
+        asked = {_anywhere(question): question.key for question in questions}
+        of = {name: {getattr(question, name) for question in questions} for name in ("pair_key", "plan_key", "prompt")}
+        found = self._finished(of | {"seed": {question.sampling.seed for question in questions}})
+        keys = ((asked.get(_anywhere(each.question)), each) for each in found)
+        return {key: each for key, each in keys if key is not None and key != each.question.key}
 
     def generation(self, id: int) -> Generation:
         """The answer of that id, cancelled or not. Raises StoreError where there is none."""
@@ -340,6 +345,15 @@ class Store:
     def _generation(self, where: str, *values: object) -> Generation | None:
         rows = self._read(f"SELECT {', '.join(GENERATION_COLUMNS)} FROM generations WHERE {where}", values)
         return generation_of(rows[0]) if rows else None
+
+    def _finished(self, columns: Mapping[str, Collection[object]]) -> list[Generation]:
+        """Finished answers whose columns have one of these values each, the newest last."""
+        if not all(columns.values()):
+            return []
+        where = " AND ".join(f"{name} IN ({', '.join('?' * len(values))})" for name, values in columns.items())
+        sql = f"SELECT {', '.join(GENERATION_COLUMNS)} FROM generations WHERE {where} AND finish <> 'cancelled'"
+        rows = self._read(f"{sql} ORDER BY created_at, id", [value for values in columns.values() for value in values])
+        return [generation_of(row) for row in rows]
 
     # The connection
 
@@ -451,6 +465,11 @@ def _upsert(table: str, columns: Sequence[str], keys: Sequence[str], rows: int =
 
 def _marks(columns: Sequence[str]) -> str:
     return ", ".join("?" for _ in columns)
+
+
+def _anywhere(question: Question) -> Question:
+    """The question without its recipe's spelling and without what would answer it: equal for all engines."""
+    return replace(question, recipe="", engine="", engine_version="", device="", dtype="")
 
 
 def _matching(

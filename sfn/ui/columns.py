@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sfn.engine_room import Answer
     from sfn.pairs import Pair
     from sfn.recipes import Plan
-    from sfn.records import PromptMode, Question, Sampling
+    from sfn.records import Generation, PromptMode, Question, Sampling
 
 Side = Literal["A", "merged", "B"]
 SIDES: tuple[Side, ...] = ("A", "merged", "B")
@@ -29,7 +29,8 @@ MOST = state.MOST_COLUMNS
 
 _SHOWN = "_answers_shown"  # (column, sample) -> Answer
 _PINNED = "_answers_pinned"  # column -> {sample: Whole}
-_NOT_THERE = "_answers_not_there"  # (how many answers the store had, keys of questions that had none)
+_KEPT = "_answers_kept"  # (how many answers the store had, key of a question -> what it had for it)
+_MOST_KEPT = 1000
 APART = "pages_apart"  # key of the switch: columns page one by one
 _PAGES = "_own_pages"  # column -> sample
 
@@ -229,37 +230,47 @@ def is_elsewhere(seat: Seat, answer: Answer) -> bool:
 def look_up(columns: tuple[Seat, ...]) -> None:
     """Show what the store or the engine's queue already has for each seat. Runs nothing.
 
-    Where only another engine has answered, its answer is shown, and says so. Samples that are not in sight are looked
-    up again only when the store has more answers than before.
+    Where only another engine has answered, its answer is shown, and says so.
     """
+    from sfn.engine_room import Answer
+
     shown, room = _shown(), cached.workbench().engines
-    many = cached.workbench().store.count_generations()
-    then, absent = st.session_state.get(_NOT_THERE, (many, set()))
-    absent = absent if then == many else set()
-    samples = 1 + max((seat.sample for seat in columns), default=0)
-    for seat in columns:
-        spot, question = (seat.id, seat.sample), seat.question
-        if question is None or is_pinned(seat.id) or is_current(seat, shown.get(spot)):
-            continue
-        in_sight = seat.sample == page(seat.id, samples)
-        if not in_sight and question.key in absent:
-            continue
-        answer = room.find(question) or _from_elsewhere(question, many)
+    open_seats = [
+        seat
+        for seat in columns
+        if seat.question is not None
+        and not is_pinned(seat.id)
+        and not is_current(seat, shown.get((seat.id, seat.sample)))
+    ]
+    coming = [room.in_flight(seat.question.key) for seat in open_seats]  # first: what ends meanwhile is in the store
+    kept = _kept([seat.question for seat, answer in zip(open_seats, coming, strict=True) if answer is None])
+    for seat, answer in zip(open_seats, coming, strict=True):
+        if answer is None and (generation := kept.get(seat.question.key)) is not None:
+            answer = Answer.stored(generation)
         if answer is not None:
-            shown[spot] = answer
-        else:
-            absent.add(question.key)
-    st.session_state[_NOT_THERE] = (many, absent)
-    for gone in shown.keys() - {(seat.id, sample) for seat in columns for sample in range(max(samples, 1))}:
+            shown[seat.id, seat.sample] = answer
+    samples = 1 + max((seat.sample for seat in columns), default=0)
+    for gone in shown.keys() - {(seat.id, sample) for seat in columns for sample in range(samples)}:
         if not shown[gone].active:
             del shown[gone]
 
 
-def _from_elsewhere(question: Question, many: int) -> Answer | None:
-    from sfn.engine_room import Answer
-
-    generation = cached.generation_elsewhere(question, many)
-    return None if generation is None else Answer.stored(generation)
+def _kept(questions: list[Question]) -> dict[str, Generation | None]:
+    """Key of each question -> what the store has for it, from this engine or else from another. It is asked for all at
+    once, and once for each as long as it has no more answers than before."""
+    if not questions:
+        return {}
+    store = cached.workbench().store
+    many = store.count_generations()
+    then, known = st.session_state.get(_KEPT, (many, {}))
+    if then != many or len(known) > _MOST_KEPT:
+        known = {}
+    if asked := [question for question in questions if question.key not in known]:
+        here = store.find_generations([question.key for question in asked])
+        elsewhere = store.find_elsewhere([question for question in asked if question.key not in here])
+        known |= dict.fromkeys((question.key for question in asked), None) | elsewhere | here
+    st.session_state[_KEPT] = (many, known)
+    return known
 
 
 def missing(columns: tuple[Seat, ...]) -> tuple[Seat, ...]:

@@ -192,10 +192,10 @@ def test_only_who_asked_can_stop(room, ask):
     with pytest.raises(JobError, match="another viewer"):
         room.cancel(held, "stranger")
     assert held.active
-    seen = room.find(held.question)  # a viewer whose page happens to show the same question
+    seen = room.in_flight(held.question.key)  # a viewer whose page happens to show the same question
     room.cancel(seen, "stranger")
     assert (seen.state, held.state) == ("cancelled", "running")
-    found = room.find(held.question)
+    found = room.in_flight(held.question.key)
     assert found.owners == {"me"}
     room.cancel(found, "me")  # who looks at their own question anew can stop it, too
     assert wait(held).state == "cancelled"

@@ -82,6 +82,31 @@ def test_another_spelling_of_the_recipe_finds_the_answer(results):
     assert results.find_generation(question(plan_key="other").key) is None
 
 
+def test_many_questions_are_looked_up_at_once(results):
+    asked = [question(f"prompt {n}") for n in range(5)]
+    for one in asked[:3]:
+        results.save_generation(answer("earlier", one))
+        results.save_generation(answer(one.prompt, one, minutes=1))
+    results.save_generation(answer("cut", asked[3], finish="cancelled"))
+    found = results.find_generations([one.key for one in asked])
+    assert {key: each.text for key, each in found.items()} == {one.key: one.prompt for one in asked[:3]}
+    assert results.find_generations([]) == {}
+
+
+def test_answers_of_other_engines_are_found_by_the_question_alone(results):
+    here, nowhere, cut = question("here"), question("nowhere"), question("cut")
+    elsewhere = {"engine": "vllm", "engine_version": "0.9", "device": "cuda", "dtype": "float16"}
+    results.save_generation(answer("earlier", replace(here, **elsewhere)))
+    results.save_generation(answer("there", replace(here, **elsewhere, recipe="spelt otherwise"), minutes=1))
+    results.save_generation(answer("not the same", replace(here, **elsewhere, mode="chat"), minutes=2))
+    results.save_generation(answer("nor that", replace(here, sampling=Sampling(max_tokens=7), **elsewhere), minutes=3))
+    results.save_generation(answer("its own", here, minutes=4))
+    results.save_generation(answer("cut", replace(cut, **elsewhere), finish="cancelled"))
+    found = results.find_elsewhere([here, nowhere, cut])
+    assert {key: each.text for key, each in found.items()} == {here.key: "there"}
+    assert results.find_elsewhere([]) == {}
+
+
 def test_no_such_answer(results):
     with pytest.raises(StoreError, match="no answer number 7"):
         results.generation(7)
