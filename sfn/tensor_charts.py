@@ -1,5 +1,5 @@
-"""Charts of a closer look at one tensor: map, spectrum, alignment, heads and experts. As in `sfn.charts`: tables ->
-Altair, no Streamlit, no figure computed.
+"""Charts of closer looks: map, spectrum, alignment, heads and experts of a tensor; heads of all layers. As in
+`sfn.charts`: tables -> Altair, no Streamlit, no figure computed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sfn import delta_map, raster, spectrum
-from sfn.charts import COLOUR_A, COLOUR_DAMAGE, FIT
+from sfn.charts import _FAINT, _INK, COLOUR_A, COLOUR_DAMAGE, FIT, SCHEME, more_is_nearer
 
 if TYPE_CHECKING:
     from sfn.charts import Chart
@@ -248,4 +248,55 @@ def pieces_chart(table: pd.DataFrame, figure: str, what: str) -> Chart:
     rule = base.mark_rule(strokeDash=[4, 3], color=COLOUR_DAMAGE).encode(y=f"median({figure}):Q")
     return alt.layer(bars, rule).properties(
         autosize=FIT, height=180, title=f"{titles[figure][0].upper()}{titles[figure][1:]} of each {what}"
+    )
+
+
+def heads_chart(table: pd.DataFrame, figure: str, layers: Sequence[int], most: int, what: str, *, dark: bool) -> Chart:
+    """Layers × heads, coloured by one figure (`sfn.head_maps.table`). A click selects a layer: parameter "head".
+
+    most: heads of the layer that has most. Heads whose tensor was not looked at yet are faint.
+    """
+    title = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}[figure]
+    step = max(7, min(20, 560 // len(layers)))
+    x = alt.X("number:O", title=what, scale=alt.Scale(domain=list(range(most)), paddingInner=0.06)).axis(
+        labelAngle=0, labelOverlap=True, ticks=False, domain=False, grid=False
+    )
+    y = alt.Y("layer:O", title="layer", scale=alt.Scale(domain=list(layers), paddingInner=0.08)).axis(
+        labelOverlap=True, ticks=False, domain=False, grid=False
+    )
+    colour = alt.Color(
+        f"{figure}:Q",
+        title=title,
+        scale=alt.Scale(scheme=SCHEME, reverse=more_is_nearer(dark), zero=True, nice=False),
+        legend=alt.Legend(
+            gradientLength=max(60, min(180, step * len(layers) - 30)),
+            labelExpr="isNaN(datum.value) ? '' : format(datum.value, '.3~g')",  # nothing is known yet
+            tickCount=5,
+        ),
+    )
+    base = alt.Chart(table).encode(x=x, y=y)
+    waiting = base.transform_filter(f"!isValid(datum.{figure})").mark_rect(color=_FAINT[dark], aria=False)
+    known = base.transform_filter(f"isValid(datum.{figure})").mark_rect(aria=False).encode(color=colour)
+    head = alt.selection_point(name="head", fields=["layer"], on="click", clear=False, toggle="true")
+    top = (
+        base.mark_rect(fill="transparent", strokeWidth=1.5, cursor="pointer", aria=False)
+        .encode(
+            stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
+            tooltip=[
+                alt.Tooltip("layer:O"),
+                alt.Tooltip("head:N", title=what),
+                alt.Tooltip("l2_shift:Q", title="L2 shift", format=".4~g"),
+                alt.Tooltip("relative_shift:Q", title="relative shift", format=".4~g"),
+            ],
+        )
+        .add_params(head)
+    )
+    return (
+        alt.layer(waiting, known, top)
+        .properties(
+            autosize=FIT,
+            height=step * len(layers),
+            title=f"{title[0].upper()}{title[1:]} of every {what} in every layer",
+        )
+        .configure_view(stroke=None)
     )

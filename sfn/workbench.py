@@ -105,6 +105,34 @@ class Workbench:
         key = self.look_key(pair, name, kind, settings)
         return self.jobs.start(f"{looks.TITLES[kind]} of {name}", work, key=key, owner=owner)
 
+    def look_at_all(self, pair: Pair, names: Sequence[str], kind: str, owner: str) -> Job:
+        """The same look at several tensors, one after the other; each is in the store as soon as it is found, and what
+        is there already is not computed again."""
+        settings = looks.settings(kind)
+
+        def work(job: Job) -> None:
+            there = self.store.looked_at(pair.key, kind, settings)
+            missing = [name for name in names if name not in there]
+            sizes = [info.numel for name in missing if (info := pair.by_name[name].a) is not None]
+            before, total = 0, sum(sizes)
+            with pair.read_ahead(missing, job.cancel_event):
+                for name, size in zip(missing, sizes, strict=True):
+
+                    def report(done: int, _of: int, what: str, before: int = before) -> None:
+                        job.report(before + done, total, what, "elements")
+
+                    found = looks.compute(kind, pair, name, progress=report, cancel=job.cancel_event)
+                    self.store.save_look(pair.key, name, kind, settings, looks.to_content(found))
+                    before += size
+
+        key = self.looks_key(pair, names, kind)
+        return self.jobs.start(f"{looks.TITLES[kind]} of {len(names)} tensors", work, key=key, owner=owner)
+
+    @staticmethod
+    def looks_key(pair: Pair, names: Sequence[str], kind: str) -> str:
+        """Key of the job that looks so at all these tensors."""
+        return f"looks:{pair.key}:{kind}:{content_key(list(names))}"
+
     @staticmethod
     def look_key(pair: Pair, name: str, kind: str, settings: str) -> str:
         """Key of the job that looks so at a tensor."""

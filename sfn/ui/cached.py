@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sfn.anatomy import Part
     from sfn.engines.text import Speech
+    from sfn.head_maps import HeadMap, HeadMaps, Lengths
     from sfn.jobs import Job
     from sfn.looks import Look
     from sfn.lookups import Lookup, Lookups
@@ -36,12 +37,14 @@ _lock = threading.Lock()
 _memo_lock = threading.Lock()
 _MOST_PLANS = 64
 _MOST_LOOKS = 24
+_MOST_HEADS = 4096  # tensors whose heads' lengths are remembered: about a kilobyte each
 _MOST_RECENT = 30
 _NEWEST = 5000  # answers that the filters of the History page are made from
 
 _Kept = OrderedDict[tuple[str, ...], Any]  # by key, the one asked for last at the end
 _plans: _Kept = OrderedDict()
 _looks: _Kept = OrderedDict()
+_heads: _Kept = OrderedDict()
 
 
 def _kept(memo: _Kept, key: tuple[str, ...]) -> Any | None:
@@ -288,6 +291,41 @@ def look(pair: Pair, name: str, kind: str, *, expert: int | None = None, part: s
         return None
     found = looks.from_content(kind, content)
     _keep(_looks, key, found, _MOST_LOOKS)
+    return found
+
+
+def head_maps(pair: Pair) -> HeadMaps:
+    """`sfn.head_maps.of` a pair."""
+    return _head_maps(pair.key, pair)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _head_maps(pair_key: str, _pair: Pair) -> HeadMaps:
+    from sfn import head_maps
+
+    return head_maps.of(_pair)
+
+
+HeadLengths = Mapping[str, "Lengths"]
+
+
+def head_lengths(pair: Pair, chosen: HeadMap) -> HeadLengths:
+    """Tensor -> how far its heads moved and how long they are in A, of those that were looked at."""
+    from sfn import looks, slices
+
+    store, settings = workbench().store, looks.settings("slices")
+    there = store.looked_at(pair.key, "slices", settings)
+    found: dict[str, Lengths] = {}
+    for _layer, name, cut in chosen.tensors:
+        if name not in there:
+            continue
+        key = (str(store.path), pair.key, name, cut.what)
+        lengths = _kept(_heads, key)
+        if lengths is None and (content := store.look(pair.key, name, "slices", settings)) is not None:
+            lengths = slices.by_piece(looks.from_content("slices", content), cut)
+            _keep(_heads, key, lengths, _MOST_HEADS)
+        if lengths is not None:
+            found[name] = lengths
     return found
 
 

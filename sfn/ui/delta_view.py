@@ -13,7 +13,19 @@ import streamlit as st
 
 from sfn.errors import SfnError
 from sfn.figures import ALL
-from sfn.ui import cached, delta_charts, failures, opening, plots, saving, scanning, state, tensor_view, words
+from sfn.ui import (
+    cached,
+    delta_charts,
+    failures,
+    heads_view,
+    opening,
+    plots,
+    saving,
+    scanning,
+    state,
+    tensor_view,
+    words,
+)
 from sfn.ui.tensor_view import BOARD, HISTOGRAMS, LINES, TENSOR
 
 if TYPE_CHECKING:
@@ -23,7 +35,7 @@ if TYPE_CHECKING:
     from sfn.pairs import Pair
 
 _POLL_S = 0.8
-_PAPER = "paper"  # the fragment of the other layout
+_PAPER, _HEADS = "paper", "heads"  # what the other layouts draw
 _SHOWN = "_delta_shown"  # what each fragment drew last, to be saved
 _MODULES, _LAYERS = "_scan_modules", "_scan_layers"
 _MADE = "_scan_made"  # the choice that the widgets in the popover began with, and what it is now
@@ -37,25 +49,33 @@ def draw(pair: Pair) -> None:
     if layout == "paper":
         _fragment(_PAPER, pair, part, running)
         return
+    if layout == "heads":
+        _fragment(_HEADS, pair, part, running or heads_view.begun(pair), key=BOARD)
+        _fragment(TENSOR, pair, part, running)
+        with row:
+            st.fragment(_save)(pair, (_HEADS, TENSOR))
+        return
     places = {name: st.container() for name in (BOARD, TENSOR, LINES, HISTOGRAMS)}
     for name in (BOARD, LINES, TENSOR, HISTOGRAMS):  # the lines before the tensor above them: they are sooner there
         with places[name]:
             _fragment(name, pair, part, running)
     with row:
-        st.fragment(_save)(pair)
+        st.fragment(_save)(pair, (BOARD, TENSOR, LINES, HISTOGRAMS))
 
 
-def _fragment(name: str, pair: Pair, part: str, running: bool) -> None:
-    st.fragment(_body, run_every=_POLL_S if running else None, key=name)(name, pair, part, running)
+def _fragment(name: str, pair: Pair, part: str, running: bool, *, key: str = "") -> None:
+    """Draw `name` as a fragment. key: what choices call it, where that is another name."""
+    st.fragment(_body, run_every=_POLL_S if running else None, key=key or name)(name, pair, part, running)
 
 
 def _body(name: str, pair: Pair, part: str, was_running: bool) -> None:
     """One fragment of the page."""
     with failures.shown():
         progress = scanning.Progress(pair)
-        if name in (BOARD, _PAPER):
-            if was_running != progress.running:
-                st.rerun()  # once, so that the polling begins or ends
+        running = progress.running or (name == _HEADS and heads_view.begun(pair))
+        if name in (BOARD, _PAPER, _HEADS) and was_running != running:
+            st.rerun()  # once, so that the polling begins or ends
+        if name in (BOARD, _PAPER) or (name == _HEADS and progress.missing):
             _scan_row(pair, progress)
             _failure(progress.job)
         with plots.gathering() as shown:
@@ -70,13 +90,14 @@ _DRAWN = {
     TENSOR: tensor_view.draw,
     HISTOGRAMS: delta_charts.histograms,
     _PAPER: delta_charts.paper,
+    _HEADS: heads_view.draw,
 }
 
 
-def _save(pair: Pair) -> None:
+def _save(pair: Pair, names: tuple[str, ...]) -> None:
     """The menu of what the other fragments drew last."""
     drawn = st.session_state.get(_SHOWN, {})
-    shown = [chart for name in (BOARD, TENSOR, LINES, HISTOGRAMS) for chart in drawn.get(name, [])]
+    shown = [chart for name in names for chart in drawn.get(name, [])]
     saving.menu(shown, _named(pair))
 
 
@@ -90,8 +111,9 @@ def _choices(row: DeltaGenerator, pair: Pair) -> tuple[str, str]:
         state.LAYOUTS,
         key="layout",
         required=True,
-        format_func=lambda key: {"board": "board", "paper": "paper's figures"}[key],
-        help="The instrument's own board, or this pair in the layout of the paper's figures 2, 3, 7 and 8.",
+        format_func={"board": "board", "heads": "heads", "paper": "paper's figures"}.__getitem__,
+        help="The instrument's own board; every attention head in every layer; or this pair in the layout of the "
+        "paper's figures 2, 3, 7 and 8.",
         **state.KEEP,
     )
     if layout == "board":
@@ -111,7 +133,7 @@ def _choices(row: DeltaGenerator, pair: Pair) -> tuple[str, str]:
         row.segmented_control(
             "Scale", state.SCALES, key="scale", required=True, on_change=st.rerun, args=((BOARD, LINES),), **state.KEEP
         )
-    if any(row.part.parameter == "bias" for row in pair.rows):
+    if layout != "heads" and any(row.part.parameter == "bias" for row in pair.rows):
         part = row.segmented_control("Part", state.PARTS, key="part", required=True, **state.KEEP)
     return layout, part
 

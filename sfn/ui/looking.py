@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sfn.pairs import Pair, TensorPair
 
 POLL_S = 0.5
-_UNASKED_BYTES = 64_000_000  # of both sides: what is looked at without a click
+UNASKED_BYTES = 64_000_000  # of both sides: what is looked at without a click
 _LEFT = "_looks_left"  # keys of looks that ended because their tensor was left, not because they were cancelled
 _PATIENCE_S = 0.25  # for a look that is there at once
 
@@ -23,7 +23,7 @@ _PATIENCE_S = 0.25  # for a look that is there at once
 def wanted(pair: Pair, row: TensorPair, kind: str, *, expert: int | None = None, part: str = "") -> Look | None:
     """The look, if the store has it. A small tensor on this machine is looked at unasked."""
     found = cached.look(pair, row.name, kind, expert=expert, part=part)
-    if found is not None or scanning.from_network(pair) or read_bytes(row, expert) > _UNASKED_BYTES:
+    if found is not None or scanning.from_network(pair) or read_bytes(row, expert) > UNASKED_BYTES:
         return found
     before = job_of(pair, row, kind, expert, part)
     left = st.session_state.setdefault(_LEFT, set())

@@ -118,7 +118,7 @@ def columns(raw: str) -> str:
 FIGURES = (
     "l2_shift", "rms_shift", "relative_shift", "cosine", "changed_share", "max_abs_shift", "dip", "ashman_d", "outside",
 )  # fmt: skip
-LAYOUTS = ("board", "paper")
+LAYOUTS = ("board", "heads", "paper")
 SCALES = ("linear", "log")
 PARTS = ("weight", "bias")
 FORMS = ("script", "paper")
@@ -155,6 +155,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("map_part", "part of the map", "", text(60), _DELTA),
     Parameter("directions", "number of directions", 8, number(int, 1, 64), _DELTA),
     Parameter("rows_by", "order of the rows", "l2_shift", one_of(*ROWS_BY), _DELTA),
+    Parameter("heads_of", "module of the heads", "", text(200), _DELTA),
+    Parameter("heads_by", "figure of a head", "l2_shift", one_of(*ROWS_BY), _DELTA),
     Parameter("of_expert", "expert", 0, number(int, 0, 100_000), _DELTA),
     Parameter("scan", "what to measure", "", text(2000), _DELTA),
     Parameter("recipe", "recipe", "", text(), _MERGE),

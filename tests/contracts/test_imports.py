@@ -19,7 +19,7 @@ FLOORS = (
     {"differences", "tokenizer_differences", "merged_config", "pairs", "facts", "needs", "matrices", "eigen", "pieces"},
     {"delta_kernel", "modality_kernel", "recipes"},
     {"delta", "modality", "model_card", "slices", "delta_map", "spectrum"},
-    {"tables", "charts", "paper_figures", "profiles", "pictures", "looks", "raster", "tensor_charts"}
+    {"tables", "charts", "paper_figures", "profiles", "pictures", "looks", "raster", "tensor_charts", "head_maps"}
     | {"surgery", "sweeps"},
     {"demo", "engines", "store"},
     {"jobs", "lookups", "abilities", "engine_queue"},

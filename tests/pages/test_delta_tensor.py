@@ -96,7 +96,7 @@ def test_another_tensor_begins_with_its_whole_map(visit, bench):
 
 
 def test_a_large_tensor_waits_for_a_click(visit, bench, monkeypatch):
-    monkeypatch.setattr(looking, "_UNASKED_BYTES", 0)
+    monkeypatch.setattr(looking, "UNASKED_BYTES", 0)
     app = opened(visit, bench, O_PROJ)
     assert not [job for job in bench.jobs.recent(600) if job.key.startswith("look:")]
     assert "it means reading" in texts(app)
@@ -135,7 +135,7 @@ def test_the_last_looks_are_remembered_within_bounds(visit, bench, monkeypatch):
 
 
 def test_leaving_a_tensor_ends_what_is_computed_of_it(visit, bench, folders, monkeypatch):
-    monkeypatch.setattr(looking, "_UNASKED_BYTES", 0)
+    monkeypatch.setattr(looking, "UNASKED_BYTES", 0)
     app = opened(visit, bench, O_PROJ)
     with checkpoints.open(folders[0]) as a, checkpoints.open(folders[1]) as b:
         key = f"look:{pairs.compare(a, b).key}:{O_PROJ}:spectrum:v2"
