@@ -142,26 +142,30 @@ def heatmap(
     y = alt.Y("row:N", sort=None, scale=alt.Scale(domain=list(rows), paddingInner=0.08)).axis(
         title="module", labelFlush=False, ticks=False, domain=False, labelLimit=240, labelPadding=6, grid=False
     )
-    colour = alt.Color(
-        "value:Q",
-        title=title,
-        scale=alt.Scale(
-            type="log" if log else "linear",
-            scheme=SCHEME,
-            reverse=more_is_nearer(dark) != falls,
-            zero=not spec.falls and not log,
-            nice=False,
-        ),
-        legend=alt.Legend(
-            gradientLength=min(180, ROW_HEIGHT * max(4, len(rows) - 4)),
-            labelExpr="isNaN(datum.value) ? '' : format(datum.value, '.3~g')",  # nothing is measured yet
-            titleLimit=120,
-            tickCount=5,
-        ),
+    scale = alt.Scale(
+        type="log" if log else "linear",
+        scheme=SCHEME,
+        reverse=more_is_nearer(dark) != falls,
+        zero=not spec.falls and not log,
+        nice=False,
+    )
+    legend = alt.Legend(
+        gradientLength=min(180, ROW_HEIGHT * max(4, len(rows) - 4)),
+        labelExpr="isNaN(datum.value) ? '' : format(datum.value, '.3~g')",  # nothing is measured yet
+        titleLimit=120,
+        tickCount=5,
     )
     base = alt.Chart(table).encode(x=x, y=y)
-    waiting = base.transform_filter("!isValid(datum.value)").mark_rect(color=_FAINT[dark], aria=False)
-    measured = base.transform_filter("isValid(datum.value)").mark_rect(aria=False).encode(color=colour)
+    cell = alt.selection_point(name="cell", fields=["name"], on="click", clear=False, toggle="true")
+    cells = (  # one mark for each: the browser draws hundreds of them at every change of figure
+        base.mark_rect(strokeWidth=2, cursor="pointer", aria=False, invalid=None)
+        .encode(
+            color=alt.Color("value:Q", title=title, scale=scale, legend=legend),
+            stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
+            tooltip=_board_tooltip(figure),
+        )
+        .add_params(cell)
+    )
     signs = (
         base.transform_filter("isValid(datum.sign) && datum.sign != ''")
         .mark_text(fontSize=12, aria=False)
@@ -170,23 +174,15 @@ def heatmap(
             color=alt.condition("datum.sign == '▲'", alt.value(_ON_MOST[dark]), alt.value(_MUTED[dark])),
         )
     )
-    cell = alt.selection_point(name="cell", fields=["name"], on="click", clear=False, toggle="true")
-    top = (
-        base.mark_rect(fill="transparent", strokeWidth=2, cursor="pointer", aria=False)
-        .encode(
-            stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
-            tooltip=_board_tooltip(figure),
-        )
-        .add_params(cell)
-    )
     return (
-        alt.layer(waiting, measured, signs, top)
+        alt.layer(cells, signs)
         .properties(
             autosize=FIT,
             height=ROW_HEIGHT * len(rows),
             title=f"{title[0].upper()}{title[1:]} of every module in every layer",
         )
         .configure_view(stroke=None)
+        .configure_scale(invalid={"color": {"value": _FAINT[dark]}})
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from sfn.figures import FIGURES, SHAPES
 from sfn.records import Histogram
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from sfn.pairs import Pair
     from sfn.records import TensorDelta
 
@@ -260,3 +262,25 @@ def slim(table: pd.DataFrame) -> pd.DataFrame:
         elif values.dtype in ("object", "str") and 2 * values.nunique() <= len(values):
             columns[column] = values.astype("category")
     return table.assign(**columns) if columns else table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A chart's table, slim, and the same as it goes to the browser: packed once, sent as often as a page is drawn."""
+
+    table: pd.DataFrame
+    arrow: pa.Table
+
+    def with_column(self, name: str, values: Sequence[bool]) -> Packed:
+        """The same with one more column."""
+        import pyarrow as pa
+
+        return Packed(self.table.assign(**{name: values}), self.arrow.append_column(name, pa.array(values, pa.bool_())))
+
+
+def pack(table: pd.DataFrame) -> Packed:
+    """The table made `slim`, and packed in this thread: for tables so small, threads cost more than they spare."""
+    import pyarrow as pa
+
+    small = slim(table)
+    return Packed(small, pa.Table.from_pandas(small, nthreads=1))

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import streamlit as st
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sfn.records import Generation, HistogramForm, Question, TensorDelta
     from sfn.store import SavedPair
     from sfn.sweeps import Grid, Reading, Sweep
+    from sfn.tables import Packed
     from sfn.ui.board import Row
     from sfn.workbench import Workbench
 
@@ -188,40 +189,14 @@ def chart_spec(name: str, options: tuple[Hashable, ...], more: tuple[Hashable, .
     return pictures.without_data(_draw(_table, *options, **dict(more)))
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
-def foresee_specs(
-    rows: tuple[str, ...], columns: tuple[str, ...], inside: tuple[str, ...], last: int, dark: bool
-) -> Any:
-    """Write the specifications of board and lines for every figure and scale beside the page, once for a board's shape.
-
-    Altair takes as long for one of them as the browser for drawing it. inside: rows that have layers.
-    """
-    import pandas as pd
-
-    from sfn import charts
-    from sfn.figures import FIGURES
-
-    def write() -> None:
-        empty = pd.DataFrame()
-        for log in (False, True):
-            for figure in FIGURES:
-                board, lines = (figure, rows, columns), (figure, inside, last)
-                chart_spec("heatmap", board, (("dark", dark), ("log", log)), charts.heatmap, empty)
-                chart_spec("lines", lines, (("log", log),), charts.lines, empty)
-
-    thread = threading.Thread(target=write, name="sfn-specs", daemon=True)
-    thread.start()
-    return thread
-
-
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner=False)  # tables that nobody changes: no copy of each for each run
 def _tensors(pair_key: str, _pair: Pair) -> pd.DataFrame:
     from sfn import tables
 
     return tables.tensors(_pair)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner=False)
 def delta_table(pair_key: str, measured: int) -> pd.DataFrame:
     """`Store.delta_table` of a pair of which `measured` tensors are in the store; what is stored never changes."""
     return workbench().store.delta_table(pair_key)
@@ -236,7 +211,7 @@ def board(
     return _with_shapes(pair.key, measured, part, form, found) if figure in SHAPES else found
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner=False)
 def _with_shapes(pair_key: str, measured: int, part: str, form: HistogramForm, _board: pd.DataFrame) -> pd.DataFrame:
     from sfn import tables
 
@@ -244,7 +219,7 @@ def _with_shapes(pair_key: str, measured: int, part: str, form: HistogramForm, _
     return tables.with_shapes(_board, histograms, delta_table(pair_key, measured), part)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner=False)
 def _board(pair_key: str, measured: int, part: str, _pair: Pair) -> pd.DataFrame:
     from sfn import tables
 
@@ -270,7 +245,7 @@ def measured_board(pair_key: str, part: str, figure: str = "l2_shift", form: His
     return _with_shapes(pair_key, measured, part, form, found) if figure in SHAPES else found
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner=False)
 def _measured_board(pair_key: str, measured: int, part: str) -> pd.DataFrame:
     from sfn import tables
 
@@ -359,16 +334,108 @@ def token_texts(pair: Pair, ids: tuple[int, ...]) -> Lookup:
     return lookups().wait(key, 0.3) if asked.state == "asking" else asked
 
 
-def board_texts(pair: Pair, measured: int, part: str) -> pd.DataFrame:
-    """`sfn.charts.heatmap_texts` of the board."""
-    return _board_texts(pair.key, measured, part, pair)
+class Axes(NamedTuple):
+    """Labels along a board's sides, and what of them has layers. rows, columns: of the heatmap. inside: rows of the
+    lines. last: the last layer, -1 where there is none."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    inside: tuple[str, ...]
+    last: int
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
+def axes(pair: Pair, measured: int, part: str) -> Axes:
+    """What stands along the sides of `board`."""
+    return _axes(pair.key, measured, part, pair)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _axes(pair_key: str, measured: int, part: str, _pair: Pair) -> Axes:
+    from sfn import charts
+
+    cells = _board(pair_key, measured, part, _pair)
+    inside = cells[cells["layer"].notna()]
+    last = int(inside["layer"].max()) if len(inside) else -1
+    return Axes(
+        tuple(charts.rows_of(cells)), tuple(charts.columns_of(cells)), tuple(charts.rows_of(inside)), last
+    )  # fmt: skip
+
+
+def heatmap(pair: Pair, measured: int, part: str, figure: str, form: HistogramForm, *, log: bool) -> Packed:
+    """`sfn.charts.heatmap_table` of `board`; no cell is chosen."""
+    return _heatmap(pair.key, measured, part, figure, form if figure in SHAPES else "script", log, pair)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _heatmap(
+    pair_key: str, measured: int, part: str, figure: str, form: HistogramForm, log: bool, _pair: Pair
+) -> Packed:
+    from sfn import charts, tables
+
+    cells = board(_pair, measured, part, figure, form)
+    texts = _board_texts(pair_key, measured, part, _pair)
+    return tables.pack(charts.heatmap_table(cells, figure, log=log, texts=texts))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
 def _board_texts(pair_key: str, measured: int, part: str, _pair: Pair) -> pd.DataFrame:
     from sfn import charts, tables
 
     return tables.slim(charts.heatmap_texts(_board(pair_key, measured, part, _pair)))
+
+
+def lines(pair: Pair, measured: int, part: str, figure: str, form: HistogramForm, *, log: bool) -> Packed:
+    """`sfn.charts.lines_table` of `board`."""
+    return _lines(pair.key, measured, part, figure, form if figure in SHAPES else "script", log, pair)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _lines(pair_key: str, measured: int, part: str, figure: str, form: HistogramForm, log: bool, _pair: Pair) -> Packed:
+    from sfn import charts, tables
+
+    return tables.pack(charts.lines_table(board(_pair, measured, part, figure, form), figure, log=log))
+
+
+def over_layers(pair: Pair, measured: int, part: str, figure: str, form: HistogramForm) -> str:
+    """`sfn.profiles.over_layers` of `board`."""
+    return _over_layers(pair.key, measured, part, figure, form if figure in SHAPES else "script", pair)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _over_layers(pair_key: str, measured: int, part: str, figure: str, form: HistogramForm, _pair: Pair) -> str:
+    from sfn import profiles
+
+    return profiles.over_layers(board(_pair, measured, part, figure, form), figure)
+
+
+def foresee(pair: Pair, measured: int, part: str, *, dark: bool) -> None:
+    """Make what board and lines take for every figure and scale beside the page, once: the first change of figure then
+    waits for no more than the browser. Altair alone takes as long for a chart as the browser for drawing it."""
+    _foresee(pair.key, measured, part, dark, pair)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _foresee(pair_key: str, measured: int, part: str, dark: bool, _pair: Pair) -> threading.Thread:
+    from sfn import charts
+    from sfn.figures import FIGURES
+
+    def make() -> None:
+        along = axes(_pair, measured, part)
+        for log in (False, True):
+            for figure in FIGURES:
+                table = heatmap(_pair, measured, part, figure, "script", log=log).table
+                more = (("dark", dark), ("log", log))
+                chart_spec("heatmap", (figure, along.rows, along.columns), more, charts.heatmap, table)
+                if along.last >= 0:
+                    table = lines(_pair, measured, part, figure, "script", log=log).table
+                    chart_spec("lines", (figure, along.inside, along.last), (("log", log),), charts.lines, table)
+        for figure in FIGURES:
+            sentence(_pair, measured, figure)
+            over_layers(_pair, measured, part, figure, "script")
+
+    thread = threading.Thread(target=make, name="sfn-foresee", daemon=True)
+    thread.start()
+    return thread
 
 
 def missing(pair_key: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -427,20 +494,20 @@ def _sentence(pair_key: str, measured: int, figure: str) -> str:
 
 def histogram_grid(
     pair: Pair, measured: int, part: str, layers: tuple[int, ...], form: HistogramForm
-) -> dict[str, pd.DataFrame]:
-    """Row of the board -> `sfn.charts.histogram_table` of its tensors in these layers."""
+) -> dict[str, Packed]:
+    """Row of the board -> `sfn.tables.histogram_table` of its tensors in these layers."""
     return _histogram_grid(pair.key, measured, part, layers, form, pair)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner=False)
 def _histogram_grid(
     pair_key: str, measured: int, part: str, layers: tuple[int, ...], form: HistogramForm, _pair: Pair
-) -> dict[str, pd.DataFrame]:
+) -> dict[str, Packed]:
     from sfn import tables
 
     found = workbench().store.histograms(pair_key, layers=list(layers), form=form)
     grid = tables.histogram_grid(_tensors(pair_key, _pair), found, part)
-    return {row: tables.slim(table) for row, table in grid.items()}
+    return {row: tables.pack(table) for row, table in grid.items()}
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn.figures import ALL, FIGURES
-from sfn.ui import cached, failures, plots, saving, state
+from sfn.ui import cached, failures, plots, saving, state, tensor_view
+from sfn.ui.tensor_view import BOARD, HISTOGRAMS, LINES, TENSOR
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sfn.pairs import Pair
+    from sfn.records import HistogramForm
     from sfn.ui.scanning import Progress
 
 _CLICKED = "_board_clicked"  # names that the chart's selection held when it was last read
@@ -43,23 +45,27 @@ def said(sentence: str, how: str, note: str = "") -> None:
 # The board
 
 
-def board(pair: Pair, progress: Progress, cells: pd.DataFrame, figure: str, log: bool) -> None:
+def board(pair: Pair, progress: Progress, part: str) -> None:
     """Modules × layers; a click opens a tensor."""
     from sfn import charts
 
-    texts = cached.board_texts(pair, progress.measured, str(cells["part"].iloc[0])) if len(cells) else None
+    figure, log, form = _chosen()
+    axes = cached.axes(pair, progress.measured, part)
+    table = cached.heatmap(pair, progress.measured, part, figure, form, log=log)
+    tensor = state.get("tensor")
     plots.show(
         charts.heatmap,
-        charts.heatmap_table(cells, figure, log=log, chosen=state.get("tensor"), texts=texts),
+        table.with_column("chosen", [bool(tensor) and name == tensor for name in table.table["name"]]),
         figure,
-        tuple(charts.rows_of(cells)),
-        tuple(charts.columns_of(cells)),
+        axes.rows,
+        axes.columns,
         log=log,
         dark=plots.dark(),
-        alt=f"Heatmap of the {ALL[figure].title} of {cells['row'].nunique()} modules in each layer; "
-        "a cell opens its tensor below.",
+        alt=f"Heatmap of the {ALL[figure].title} of {len(axes.rows)} modules in each layer; a cell opens its tensor.",
         formula=_formula(figure, log),
-        data=cells.drop(columns=["rank", "explanation", "comparable"]),
+        data=lambda: cached.board(pair, progress.measured, part, figure, form).drop(
+            columns=["rank", "explanation", "comparable"]
+        ),
         key=_CHART,
         on_select=_open_clicked,
         selection="cell",
@@ -68,8 +74,13 @@ def board(pair: Pair, progress: Progress, cells: pd.DataFrame, figure: str, log:
     if progress.running:
         sentence = "Measuring …"
     else:
-        sentence = cached.sentence(pair, progress.measured, figure, state.get("form")) or "Nothing is measured yet."
+        sentence = cached.sentence(pair, progress.measured, figure, form) or "Nothing is measured yet."
     said(sentence, _READ_BOARD, NO_PROOF)
+
+
+def _chosen() -> tuple[str, bool, HistogramForm]:
+    """Figure, whether the scale is logarithmic, form of the relative change."""
+    return state.get("figure"), state.get("scale") == "log", state.get("form")
 
 
 def _open_clicked() -> None:
@@ -80,7 +91,7 @@ def _open_clicked() -> None:
     changed = [name for name in names if name not in before] or [name for name in before if name not in names]
     st.session_state[_CLICKED] = names
     if changed:
-        state.put("tensor", changed[-1])
+        tensor_view.choose(changed[-1])
 
 
 _READ_BOARD = """
@@ -101,42 +112,48 @@ Point at a cell for all figures; click it to open its tensor.
 # Lines
 
 
-def lines(pair: Pair, cells: pd.DataFrame, figure: str, log: bool, part: str) -> None:
+def lines(pair: Pair, progress: Progress, part: str) -> None:
     """One line per module over the layers; with a second pair, both over normalised depth."""
-    if not cells["layer"].notna().any():
+    axes = cached.axes(pair, progress.measured, part)
+    if axes.last < 0:
         return
-    key = _second_pair(pair)
-    other = cached.measured_board(key, part, figure, state.get("form")) if key else None
+    figure, log, form = _chosen()
+    choice = st.container()
+    key = state.get("beside")
+    other = cached.measured_board(key, part, figure, form) if key and key != pair.key else None
     if other is None or not other["layer"].notna().any():
-        _one_pair(cells, figure, log)
+        _one_pair(pair, progress, part, axes)
     else:
+        cells = cached.board(pair, progress.measured, part, figure, form)
         _two_pairs(pair, key, cells, other, figure, log)
+    with choice:  # after the chart, which is waited for
+        _second_pair(pair)
+    if not progress.running:
+        cached.foresee(pair, progress.measured, part, dark=plots.dark())
 
 
-def _one_pair(cells: pd.DataFrame, figure: str, log: bool) -> None:
-    from sfn import charts, profiles
+def _one_pair(pair: Pair, progress: Progress, part: str, axes: cached.Axes) -> None:
+    from sfn import charts
 
-    inside = cells[cells["layer"].notna()]
+    figure, log, form = _chosen()
+    what = pair, progress.measured, part, figure, form
     plots.show(
         charts.lines,
-        charts.lines_table(cells, figure, log=log),
+        cached.lines(*what, log=log),
         figure,
-        tuple(charts.rows_of(inside)),
-        int(inside["layer"].max()),
+        axes.inside,
+        axes.last,
         log=log,
         alt=f"{ALL[figure].title} of each module over the layers, one line per module.",
         formula=_formula(figure, log),
-        data=_numbers(inside),
+        data=lambda: _numbers(_inside(cached.board(*what))),
         canvas=True,
     )
-    cached.foresee_specs(
-        tuple(charts.rows_of(cells)),
-        tuple(charts.columns_of(cells)),
-        tuple(charts.rows_of(inside)),
-        int(inside["layer"].max()),
-        plots.dark(),
-    )
-    said(profiles.over_layers(cells, figure) or "Too little is measured to compare layers.", _READ_LINES)
+    said(cached.over_layers(*what) or "Too little is measured to compare layers.", _READ_LINES)
+
+
+def _inside(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells[cells["layer"].notna()]
 
 
 _READ_LINES = """
@@ -146,8 +163,8 @@ A click on a name singles it out. Compare modules of different size by **RMS** o
 """
 
 
-def _second_pair(pair: Pair) -> str:
-    """Key of the pair to draw over this one, "" for none; its choice is drawn where there is another one."""
+def _second_pair(pair: Pair) -> None:
+    """The choice of the pair to draw over this one, where there is another."""
     known = {key: label for key, label in cached.measured_pairs().items() if key != pair.key}
     asked = state.get("beside")
     if asked and asked not in known:
@@ -158,9 +175,9 @@ def _second_pair(pair: Pair) -> str:
             )
         state.put("beside", "")
     if not known:
-        return ""
+        return
     state.prepare("beside")
-    return st.selectbox(
+    st.selectbox(
         "Compare with a second pair",
         ["", *known],
         key="beside",
@@ -189,7 +206,7 @@ def _two_pairs(pair: Pair, key: str, cells: pd.DataFrame, other: pd.DataFrame, f
         alt=f"{ALL[figure].title} of each module of two pairs, {names[0]} and {names[1]}, over normalised depth, "
         "layer / (number of layers − 1).",
         formula=_formula(figure, log),
-        data=_numbers(_both(cells, other, names)),
+        data=lambda: _numbers(_both(cells, other, names)),
         canvas=True,
     )
     said(profiles.beside(cells, other, figure) or "No module of the two pairs can be compared.", _READ_BESIDE)
@@ -221,14 +238,14 @@ def _numbers(cells: pd.DataFrame) -> pd.DataFrame:
 # Histograms
 
 
-def histograms(pair: Pair, progress: Progress, cells: pd.DataFrame, part: str) -> None:
+def histograms(pair: Pair, progress: Progress, part: str) -> None:
     """The relative change of each module, one line per shown layer."""
     from sfn import charts, profiles, tables
 
     if not pair.n_layers:
         return
     st.subheader("Relative change by module")
-    form, every = _form_and_step()
+    form, every = _form_and_step((BOARD, TENSOR, LINES, HISTOGRAMS))
     colours = "violet to yellow" if plots.dark() else "yellow to violet"
     st.caption(
         f"{failures.escaped(charts.ratio_title(form))}. One line per layer, {colours} from the first to the last. "
@@ -239,9 +256,11 @@ def histograms(pair: Pair, progress: Progress, cells: pd.DataFrame, part: str) -
         return
     layers = tables.shown_layers(pair.n_layers, every)
     grid = cached.histogram_grid(pair, progress.measured, part, layers, form)
-    top = max((charts.tail_top(table[table["kind"] == "tail"]) for table in grid.values()), default=0.05)
+    found = {row: packed.table for row, packed in grid.items()}
+    top = max((charts.tail_top(table[table["kind"] == "tail"]) for table in found.values()), default=0.05)
     places = st.columns(_GRID_COLUMNS)
-    for place, row in enumerate(row for row in charts.rows_of(cells) if row in grid):
+    rows = [row for row in cached.axes(pair, progress.measured, part).rows if row in grid]
+    for place, row in enumerate(rows):
         with places[place % _GRID_COLUMNS]:
             plots.show(
                 charts.histogram_small,
@@ -255,7 +274,7 @@ def histograms(pair: Pair, progress: Progress, cells: pd.DataFrame, part: str) -
                 formula=charts.ratio_title(form),
             )
     if grid:
-        said(profiles.beyond(grid), _READ_HISTOGRAMS)
+        said(profiles.beyond(found), _READ_HISTOGRAMS)
 
 
 _READ_HISTOGRAMS = """
@@ -266,7 +285,8 @@ Two bars at the ends are no two modes: only humps between −1 and 1 are.
 """
 
 
-def _form_and_step() -> tuple[str, int]:
+def _form_and_step(changed: tuple[str, ...] = ()) -> tuple[HistogramForm, int]:
+    """Form of r, and step between layers. changed: the fragments that the form changes, where more than this one."""
     state.prepare("form", "every")
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     form = row.segmented_control(
@@ -276,6 +296,8 @@ def _form_and_step() -> tuple[str, int]:
         required=True,
         format_func=lambda key: {"script": "÷ (|w_A| + 1e-8)", "paper": "÷ w_A"}[key],
         help="The released scripts divide by |w_A| + 1e-8, the paper's text by w_A: they differ in sign where w_A < 0.",
+        on_change=st.rerun if changed else None,
+        args=(changed,) if changed else None,
         **state.KEEP,
     )
     every = row.number_input(
@@ -287,7 +309,7 @@ def _form_and_step() -> tuple[str, int]:
 # As the paper draws them
 
 
-def paper(pair: Pair, progress: Progress, cells: pd.DataFrame, part: str) -> None:
+def paper(pair: Pair, progress: Progress, part: str) -> None:
     """Figures 2 and 7, 3 and 8 for this pair, each with its files and its caption."""
     if not pair.n_layers:
         st.markdown("This pair has no layers: there is nothing that the paper's figures could show.")
@@ -298,6 +320,7 @@ def paper(pair: Pair, progress: Progress, cells: pd.DataFrame, part: str) -> Non
     if not progress.measured:
         st.markdown("Nothing is measured yet.")
         return
+    cells = cached.board(pair, progress.measured, part)
     with plots.gathering() as shown:
         st.subheader("As in the paper's figures 2 and 7")
         _paper_lines(cells)
@@ -310,7 +333,7 @@ def paper(pair: Pair, progress: Progress, cells: pd.DataFrame, part: str) -> Non
 def _paper_lines(cells: pd.DataFrame) -> None:
     from sfn import charts, paper_figures, profiles
 
-    inside = cells[cells["layer"].notna()]
+    inside = _inside(cells)
     rows = paper_figures.modules_in(charts.rows_of(inside))
     inside = inside[inside["row"].isin(rows)]
     plots.show(
@@ -320,7 +343,7 @@ def _paper_lines(cells: pd.DataFrame) -> None:
         int(inside["layer"].max()),
         alt="L2 shift of each module over the layers, drawn like figures 2 and 7 of arXiv:2505.20993.",
         formula=_formula("l2_shift", False),
-        data=_numbers(inside),
+        data=lambda: _numbers(inside),
     )
     said(profiles.over_layers(inside, "l2_shift") or "Too little is measured to compare layers.", _READ_LINES, NO_PROOF)
 
@@ -331,7 +354,8 @@ def _paper_histograms(pair: Pair, progress: Progress, cells: pd.DataFrame, part:
 
     form, every = _form_and_step()
     layers = tables.shown_layers(pair.n_layers, every or paper_figures.STEP)
-    grid = cached.histogram_grid(pair, progress.measured, part, layers, form)
+    packed = cached.histogram_grid(pair, progress.measured, part, layers, form)
+    grid = {row: found.table for row, found in packed.items()}
     rows = paper_figures.modules_in([row for row in charts.rows_of(cells) if row in grid])
     if not rows:
         st.caption("Nothing is measured in these layers.")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sfn.charts import Chart
+    from sfn.tables import Packed
 
 
 _LARGE = {
@@ -34,8 +35,8 @@ class Shown:
 
     Attributes:
         draw, table, options, more: what `show` was given. title: in place of the chart's own. name: what the chart is
-            called. alt: one sentence on it. formula: how its figures are computed. data: the table as people compute
-            with it.
+            called. alt: one sentence on it. formula: how its figures are computed. make_data: makes the table as
+            people compute with it, None where that is `table`.
     """
 
     draw: Callable[..., Chart]
@@ -46,12 +47,16 @@ class Shown:
     name: str
     alt: str
     formula: str
-    data: pd.DataFrame
+    make_data: Callable[[], pd.DataFrame] | None
 
     def light_spec(self) -> dict[str, Any]:
         """Its specification, without data, in light colours whatever the theme."""
         light = tuple((name, False if name == "dark" else value) for name, value in self.more)
         return _titled(cached.chart_spec(self.draw.__name__, self.options, light, self.draw, self.table), self.title)
+
+    def data(self) -> pd.DataFrame:
+        """What is saved as its data."""
+        return self.table if self.make_data is None else self.make_data()
 
 
 _gathered: ContextVar[list[Shown] | None] = ContextVar("_gathered", default=None)
@@ -75,12 +80,12 @@ def dark() -> bool:
 
 def show(
     draw: Callable[..., Chart],
-    table: pd.DataFrame,
+    table: pd.DataFrame | Packed,
     *options: Hashable,
     alt: str,
     title: str | None = None,
     formula: str = "",
-    data: pd.DataFrame | None = None,
+    data: Callable[[], pd.DataFrame] | None = None,
     name: str | None = None,
     key: str | None = None,
     on_select: Callable[[], None] | None = None,
@@ -91,33 +96,32 @@ def show(
     """Draw `draw(table, *options, **more)` (a function of `sfn.charts`) as wide as its place.
 
     Args:
+        table: packed already, where it is drawn more often than made.
         title: in place of the chart's own, so that charts alike share one specification.
         alt: what a person who cannot see it is told. formula: how its figures are computed, for the caption of a file.
-        data: what is saved as its data, where that is not `table`. name: what it is called in the list of charts to
-            save, where the title alone would not tell.
+        data: makes what is saved as its data, where that is not `table`. name: what it is called in the list of charts
+            to save, where the title alone would not tell.
         on_select: called when parameter `selection` changes; the selection is then in `st.session_state[key]`.
         canvas: draw it as one picture, not as an element for each mark: for charts of hundreds of marks.
     """
     from sfn import tables
 
+    packed = table if isinstance(table, tables.Packed) else tables.pack(table)
     wanted = tuple(sorted(more.items()))
-    spec = _titled(cached.chart_spec(draw.__name__, options, wanted, draw, table), title)
+    spec = _titled(cached.chart_spec(draw.__name__, options, wanted, draw, packed.table), title)
     if (gathered := _gathered.get()) is not None:
         gathered.append(
-            Shown(
-                draw, table, options, wanted, title, name or _title(spec), alt, formula, table if data is None else data
-            )
-        )
+            Shown(draw, packed.table, options, wanted, title, name or _title(spec), alt, formula, data)
+        )  # fmt: skip
     if canvas:
         spec["usermeta"] = {"embedOptions": {"renderer": "canvas"}}
     if style.presenter():
         spec["config"] = spec.get("config", {}) | _LARGE
-    small = tables.slim(table)
     if on_select is None:
-        st.vega_lite_chart(small, spec, width="stretch", alt=alt, key=key)
+        st.vega_lite_chart(packed.arrow, spec, width="stretch", alt=alt, key=key)
     else:
         st.vega_lite_chart(
-            small, spec, width="stretch", alt=alt, key=key, on_select=on_select, selection_mode=selection
+            packed.arrow, spec, width="stretch", alt=alt, key=key, on_select=on_select, selection_mode=selection
         )
 
 

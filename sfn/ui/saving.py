@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _CHOSEN, _MENU = "save_chart", "save_menu"
 
 
-def menu(place: st.delta_generator.DeltaGenerator, shown: Sequence[Shown], pairs: Sequence[str]) -> None:
+def menu(shown: Sequence[Shown], pairs: Sequence[str]) -> None:
     """A button that opens a list of the charts on the page, and for the chosen one a button for each kind of file.
 
     pairs: what captions say of the pairs (`names`). What is inside is drawn only while it is open.
     """
-    opened = place.popover("Save", icon=":material/download:", key=_MENU, on_change="rerun", help="Charts as files")
+    opened = st.popover("Save", icon=":material/download:", key=_MENU, on_change="rerun", help="Charts as files")
     if not opened.open:
         return
     with opened:
@@ -67,7 +67,7 @@ def files(chart: Shown, pairs: Sequence[str], key: str) -> None:
 
 
 def _make(kind: pictures.Kind, chart: Shown, about: pictures.Caption) -> bytes:
-    return pictures.make(kind, chart.light_spec(), chart.table, chart.data, about)
+    return pictures.make(kind, chart.light_spec(), chart.table, chart.data(), about)
 
 
 def _slug(title: str) -> str:

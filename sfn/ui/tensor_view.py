@@ -13,17 +13,19 @@ from sfn.figures import FIGURES, SHAPES
 from sfn.ui import cached, failures, looking, looks_view, plots, state
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from sfn.modality import Modality
     from sfn.pairs import Pair, TensorPair
     from sfn.records import Histogram, TensorDelta
+    from sfn.ui.scanning import Progress
+
+# Fragments of the page, for choices that change more than their own.
+BOARD, TENSOR, LINES, HISTOGRAMS = "board", "tensor", "lines", "histograms"
 
 _SIBLING = "_tensor_sibling"
 _LAST = "_tensor_last"  # the tensor that was drawn last
 
 
-def draw(pair: Pair, board: pd.DataFrame, deltas: pd.DataFrame) -> None:
+def draw(pair: Pair, progress: Progress, _part: str) -> None:
     """The panel of the tensor that is chosen; nothing where none is."""
     name = state.get("tensor")
     last = st.session_state.get(_LAST, name)
@@ -53,7 +55,7 @@ def draw(pair: Pair, board: pd.DataFrame, deltas: pd.DataFrame) -> None:
             _figures(found)
             _modes(cached.modality(pair.key, found, state.get("form")))
         st.caption("A large change does not show that a tensor carries an ability: that takes moving it, on Merge.")
-        looks_view.draw(pair, row, deltas)
+        looks_view.draw(pair, row, cached.delta_table(pair.key, progress.measured))
 
 
 def _head(pair: Pair, row: TensorPair | None, name: str) -> None:
@@ -64,18 +66,21 @@ def _head(pair: Pair, row: TensorPair | None, name: str) -> None:
     if row is not None:
         _siblings(siblings, pair, row)
     before.button(
-        "‹", key="tensor_before", help="the tensor before", disabled=here == 0, on_click=_open, args=(names[here - 1],)
-    )
+        "‹", key="tensor_before", help="the tensor before", disabled=here == 0, on_click=choose,
+        args=(names[here - 1],),
+    )  # fmt: skip
     last = here == len(names) - 1
     after.button(
-        "›", key="tensor_after", help="the tensor after", disabled=last, on_click=_open,
+        "›", key="tensor_after", help="the tensor after", disabled=last, on_click=choose,
         args=(names[here if last else here + 1],),
     )  # fmt: skip
-    close.button("Close", key="tensor_close", on_click=_open, args=("",))
+    close.button("Close", key="tensor_close", on_click=choose, args=("",))
 
 
-def _open(name: str) -> None:
+def choose(name: str) -> None:
+    """Open a tensor, or none: a callback. The board marks its cell."""
     state.put("tensor", name)
+    st.rerun((BOARD, TENSOR))
 
 
 def _title(row: TensorPair | None, name: str) -> str:
@@ -101,14 +106,15 @@ def _siblings(place: st.delta_generator.DeltaGenerator, pair: Pair, row: TensorP
         other.name: other.part.parameter + ("" if other.part.expert is None else f" of expert {other.part.expert}")
         for other in same
     }
-    st.session_state[_SIBLING] = row.name
+    key = f"{_SIBLING} {row.name}"  # a click that overtakes this run must not bring the tensor before back
+    st.session_state[key] = row.name
     place.selectbox(
         "Part of this module",
         list(labels),
-        key=_SIBLING,
+        key=key,
         format_func=labels.__getitem__,
         label_visibility="collapsed",
-        on_change=lambda: _open(st.session_state[_SIBLING]),
+        on_change=lambda: choose(st.session_state[key]),
     )
 
 
