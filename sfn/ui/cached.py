@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sfn.modality import Modality
     from sfn.pairs import Pair
     from sfn.recipes import Place, Plan
-    from sfn.records import Generation, HistogramForm, Question, TensorDelta
+    from sfn.records import HistogramForm, TensorDelta
     from sfn.store import SavedPair
     from sfn.sweeps import Grid, Reading, Sweep
     from sfn.tables import Packed
@@ -536,16 +536,6 @@ def known_generations() -> pd.DataFrame:
 def _known_generations(path: str, many: int) -> pd.DataFrame:
     columns = ["pair_key", "a_label", "b_label", "engine", "recipe"]
     return workbench().store.generations(limit=_NEWEST)[columns].drop_duplicates(ignore_index=True)
-
-
-def generation_elsewhere(question: Question, many: int) -> Generation | None:
-    """`Store.find_elsewhere` while the store has `many` answers."""
-    return _generation_elsewhere(str(workbench().store.path), many, question.key, question)
-
-
-@st.cache_data(max_entries=512, show_spinner=False)
-def _generation_elsewhere(path: str, many: int, key: str, _question: Question) -> Generation | None:
-    return workbench().store.find_elsewhere(_question)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

@@ -217,25 +217,27 @@ def prepare(*names: str) -> None:
         st.session_state.setdefault(name, _BY_NAME[name].default)
 
 
-def owner() -> str:
-    """Who this viewer is to the engine's queue: one random name per browser session, that is per tab."""
-    return st.session_state.setdefault(_OWNER, uuid.uuid4().hex)
-
-
 def browser() -> str:
-    """Who this viewer is to background jobs: one name per browser, so that a job can be cancelled after a reload too.
+    """Who this viewer is, to background jobs and to the engine's queue: one name per browser, so that what was asked
+    in one tab, or before a reload, can be stopped in another.
 
-    It is made from the token that Streamlit keeps in a cookie against forged requests; without one it is `owner()`.
+    It is made from the token that Streamlit keeps in a cookie against forged requests. Without one every tab is a
+    viewer of its own, until it is reloaded.
     """
     match st.context.cookies.get("_streamlit_xsrf", "").strip('"').split("|"):
         case ["2", mask, masked, _]:  # the token is masked anew with every page, by a repeated XOR
             try:
                 key, token = bytes.fromhex(mask), bytes.fromhex(masked)
             except ValueError:
-                return owner()
+                return _tab()
             plain = bytes(byte ^ key[at % len(key)] for at, byte in enumerate(token)) if key else token
             return hashlib.sha256(plain).hexdigest()
-    return owner()
+    return _tab()
+
+
+def _tab() -> str:
+    """One random name per session of a browser's tab."""
+    return st.session_state.setdefault(_OWNER, uuid.uuid4().hex)
 
 
 def problems() -> tuple[str, ...]:
