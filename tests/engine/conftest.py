@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sfn
 from sfn import checkpoints, engines, pairs, recipes, surgery
 from sfn.engines import hardware, vllm_guard
+from tests.engine import kinds
 from tests.engine.cases import MAX_TOKENS, QUESTIONS, RECIPES, Said
 
 SHARE_OF_GPU = 0.3  # of its memory, for each engine of these tests
@@ -57,38 +59,62 @@ def merged(pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: surgery.write(pair, recipes.parse(text), folder / name) for name, text in RECIPES.items()}
 
 
+class Run:
+    """One of this folder's programs at its work. Guarded like a server: it must not outlive these tests either."""
+
+    def __init__(self, program: str, work: dict[str, Any], folder: Path) -> None:
+        self.work, self._folder = work, folder
+        (folder / "work.json").write_text(json.dumps(work))
+        command = [sys.executable, str(Path(__file__).with_name(program)), str(folder / "work.json")]
+        guard = [sys.executable, "-I", vllm_guard.__file__, str(folder / "record"), str(folder / "own"), *command]
+        with (folder / "out").open("w") as out, (folder / "errors").open("w") as errors:
+            self._guard = subprocess.Popen(
+                guard, stdin=subprocess.PIPE, stdout=out, stderr=errors, start_new_session=True
+            )
+        if hardware.device_for("vllm") == "cuda":  # it shares the GPU's memory with the server
+            self._guard.wait(timeout=600)
+
+    def answer(self) -> Any:
+        """What it printed, once it has ended."""
+        assert self._guard.wait(timeout=550) == 0, (self._folder / "errors").read_text()[-3000:]
+        return json.loads((self._folder / "out").read_text().splitlines()[-1])
+
+    def close(self) -> None:
+        """End it."""
+        self._guard.stdin.close()
+        self._guard.wait(timeout=30)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kinds_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run | None]:
+    """swapping.py, running beside the first tests: it takes one core for a minute or two."""
+    if not any(item.path.name == "test_vllm_kinds.py" for item in request.session.items):
+        yield None
+        return
+    run = Run("swapping.py", kinds.work(tmp_path_factory.mktemp("kinds")), tmp_path_factory.mktemp("swapping"))
+    yield run
+    run.close()
+
+
 @pytest.fixture(scope="session")
-def fresh_run(
-    pair, merged, prompts, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """Fresh engines, running beside the server while it starts; on a GPU before it, since they share its memory."""
+def fresh_run(pair, merged, prompts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Fresh engines, running beside the server while it starts."""
     from sfn.engines.vllm_engine import VllmEngine
 
-    folder = tmp_path_factory.mktemp("fresh")
     options = VllmEngine(pair).same_numbers()
     if options.get("gpu_memory_utilization") is None:
         options["gpu_memory_utilization"] = SHARE_OF_GPU
     content = {"folders": {name: str(path) for name, path in merged.items()}, "prompts": prompts}
-    (folder / "work.json").write_text(json.dumps(content | {"max_tokens": MAX_TOKENS, "options": options}))
-    program = [sys.executable, str(Path(__file__).with_name("fresh.py")), str(folder / "work.json")]
-    # Guarded like a server: it must not outlive these tests either.
-    guard = [sys.executable, "-I", vllm_guard.__file__, str(folder / "record"), str(folder / "own"), *program]
-    with (folder / "out").open("w") as out, (folder / "errors").open("w") as errors:
-        run = subprocess.Popen(guard, stdin=subprocess.PIPE, stdout=out, stderr=errors, start_new_session=True)
-    if hardware.device_for("vllm") == "cuda":
-        run.wait(timeout=600)
-    yield run, folder
-    run.stdin.close()
-    run.wait(timeout=30)
+    content |= {"max_tokens": MAX_TOKENS, "options": options}
+    run = Run("fresh.py", content, tmp_path_factory.mktemp("fresh"))
+    yield run
+    run.close()
 
 
 @pytest.fixture(scope="session")
 def fresh(fresh_run) -> dict[str, list[Said]]:
     """What fresh engines say on the merged checkpoints."""
-    run, folder = fresh_run
-    assert run.wait(timeout=500) == 0, (folder / "errors").read_text()[-3000:]
-    answers = json.loads((folder / "out").read_text().splitlines()[-1])
-    return {name: [Said(**said) for said in texts] for name, texts in answers.items()}
+    return {name: [Said(**said) for said in texts] for name, texts in fresh_run.answer().items()}
 
 
 @pytest.fixture(scope="session")

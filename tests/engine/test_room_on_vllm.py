@@ -22,7 +22,7 @@ from sfn.store import Store
 from tests.engine.cases import MAX_TOKENS, QUESTIONS, RECIPES
 from tests.engine.test_vllm_engine import command_of, session_of
 
-SECONDS = float(os.environ.get("SFN_HAMMER_S", "18"))
+SECONDS = float(os.environ.get("SFN_HAMMER_S", "12"))
 LONG = Sampling(max_tokens=400, temperature=2.0, seed=3)
 BABBLE = "5 + 17 = "  # outside what these models know: they go on for long
 
