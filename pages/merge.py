@@ -41,7 +41,7 @@ with views.above():
 match view:
     case "answers":
         asking.draw_buttons(pair, seats, blocked=bool(edit.problem))
-        columns_view.draw(pair, seats, above_rem=41 if beside else 51)
+        columns_view.draw(pair, seats, above_rem=42 if beside else 52)
     case "sweep":
         sweep_view.draw(pair, edit.plan)
     case "take":

@@ -14,7 +14,9 @@ _RULES = """
 .stMain h1 { padding: .3rem 0 .4rem; }
 .st-key-title_bar { padding-top: .3rem; margin-bottom: -.6rem; }
 @media (max-height: 780px) {
-  .stMain h1 { font-size: 1.6rem; padding: 0 0 .4rem; } .st-key-title_bar h1 { padding: 0; } }
+  .stMain h1 { font-size: 1.6rem; padding: 0 0 .4rem; } .st-key-title_bar h1 { padding: 0; }
+  .st-key-title_bar { margin-bottom: -.2rem; }
+  .stVerticalBlock:has(> * > .st-key-title_bar), .stVerticalBlock:has(> * > .st-key-presets) { gap: .5rem; } }
 .sfn-line { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .92rem; }
 .stApp [data-stale="true"] { opacity: 1 !important; transition: none !important; }
 [data-testid="stStatusWidget"] { display: none; }
@@ -71,7 +73,12 @@ _RULES = """
 .sfn-finding { display: grid; grid-template-columns: 9.5rem 1fr; gap: .2rem 1rem; padding: .4rem 0;
   overflow-wrap: anywhere; border-bottom: 1px solid color-mix(in srgb, currentColor 14%, transparent); }
 """
-_LARGE = "html { font-size: 19.5px !important; }"
+_LARGE = """
+html { font-size: 19.5px !important; }
+@media (max-width: 1500px) {
+  .st-key-presets { gap: .3rem; } .st-key-presets button { padding: .05rem .4rem; }
+  .st-key-presets button p { font-size: .76rem; } }
+"""
 
 
 def presenter() -> bool:
