@@ -36,7 +36,7 @@ def draw(pair: Pair, progress: Progress, _part: str) -> None:
     if not name:
         return
     row = pair.by_name.get(name)
-    with st.container(border=True):
+    with st.container(border=True, key="tensor_panel"):
         _head(pair, row, name)
         if row is None:
             failures.sentence(f"This pair has no tensor “{name}”. Click a cell of the board to open one that it has.")

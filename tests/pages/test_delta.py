@@ -85,7 +85,9 @@ def test_before_after_and_close(visit, bench):
 
 def test_a_bias_is_reached_from_its_weight(visit, bench):
     app = measured(visit, bench, tensor="model.layers.0.self_attn.q_proj.weight")
-    app.selectbox(key="_tensor_sibling").set_value("model.layers.0.self_attn.q_proj.bias").run()
+    app.selectbox(key="_tensor_sibling model.layers.0.self_attn.q_proj.weight").set_value(
+        "model.layers.0.self_attn.q_proj.bias"
+    ).run()
     assert app.session_state["tensor"] == "model.layers.0.self_attn.q_proj.bias"
     assert not app.exception
 
