@@ -119,12 +119,14 @@ def watched(command: list[object]) -> Run:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """RssAnon of a process, 0 once it is gone."""
+    """RssAnon of a process and of those that it started, 0 once it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        started = [word for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()]
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+    own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+    return own + sum(anonymous_bytes(int(child)) for child in started)
 
 
 _SFN = """

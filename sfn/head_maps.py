@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Lengths = tuple[np.ndarray, np.ndarray]  # (heads,) of w_B - w_A, and of w_A
 _FEW = 0.1  # share of the heads whose part of the whole change is told
+_FURTHER = 1.05  # times the median: less is no difference worth a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +117,12 @@ def sentence(heads: pd.DataFrame, figure: str) -> str:
     if top[figure] <= 0:
         return f"None of {len(known):,} heads moved."
     label = str(top["head"])
-    times = f", {top[figure] / middle:.1f} times the median of {len(known):,}" if middle > 0 else ""
+    ratio = float(top[figure]) / middle if middle > 0 else 0.0
+    times = f", {ratio:.1f} times the median of {len(known):,}" if ratio >= _FURTHER else ", hardly further than others"
+    said = f"{label[0].upper()}{label[1:]} of layer {top['layer']} moved furthest by {title}{times}."
+    few = round(_FEW * len(known))
+    if few < 2:
+        return said
     squares = np.sort(np.square(known["l2_shift"].to_numpy(np.float64)))[::-1]
-    few = max(1, round(_FEW * len(squares)))
     held = squares[:few].sum() / squares.sum()
-    return (
-        f"{label[0].upper()}{label[1:]} of layer {top['layer']} moved furthest by {title}{times}. The {few:,} heads "
-        f"with the largest L2 shift hold {held:.0%} of the squared shift of all {len(known):,}."
-    )
+    return f"{said} The {few:,} heads with the largest L2 shift hold {held:.0%} of the squared shift of all."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sfn import pieces
 from sfn.errors import Cancelled, PairError
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Matrix:
     is meant; without it each expert is one row. Where two vocabularies differ in size, the rows that both have.
 
     Attributes:
-        shape: (rows, columns). experts: how many the tensor holds, 0 if it is not of experts. nonfinite: elements that
-            were NaN or infinite in the last whole walk over `blocks`.
+        shape: (rows, columns). experts: how many the tensor holds, 0 if it is not of experts. is_expert: whether this
+            is one of them. nonfinite: elements that were NaN or infinite in the last whole walk over `blocks`.
     """
 
     def __init__(self, pair: Pair, name: str, expert: int | None = None) -> None:
@@ -47,7 +48,7 @@ class Matrix:
         self._pair, self._name, self._expert = pair, name, expert
         first, *rest = row.a.shape or (1,)
         first = min(first, *(row.b.shape[:1] or (1,)))
-        self.experts = first if len(rest) >= 2 else 0
+        self.experts = first if pieces.holds_experts(row.part, tuple(row.a.shape)) else 0
         if expert is not None and not 0 <= expert < self.experts:
             held = f"has experts 0 to {self.experts - 1}" if self.experts else "holds no experts"
             raise PairError(f"{name} has no expert {expert}; it {held}.")
@@ -55,7 +56,12 @@ class Matrix:
             self.shape = (first, math.prod(rest))
         else:
             self.shape = (rest[0], math.prod(rest[1:]))
+        self.is_expert = expert is not None
         self.nonfinite = 0
+
+    def expert(self, number: int) -> Matrix:
+        """One of the experts that the tensor holds. Raises PairError."""
+        return Matrix(self._pair, self._name, number)
 
     def blocks(
         self,

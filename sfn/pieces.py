@@ -62,6 +62,21 @@ def of(config: Config, part: Part, shape: Shape) -> Division:
     return _halves(config, part, shape) if part.role == "gate_up_proj" else Division()
 
 
+def holds_experts(part: Part, shape: Shape) -> bool:
+    """Whether a tensor is (experts, rows, columns). A convolution has as many dimensions, but stands in no MLP."""
+    return len(shape) == 3 and part.block == "mlp"
+
+
+def rows_are_inputs(config: Config, part: Part) -> bool:
+    """Whether a matrix is stored as (inputs, outputs), as GPT-2's are, and some models' experts that share a tensor."""
+    model = _model(text_config(config))
+    if part.parameter != "weight" or part.layer is None:
+        return False
+    if _of_all_experts(part):
+        return model in _EXPERTS_TRANSPOSED
+    return model in _TRANSPOSED and part.block in ("attention", "mlp")
+
+
 # Attention heads
 
 _TRANSPOSED = frozenset({"gpt2", "openai-gpt"})  # Conv1D: (inputs, outputs)
@@ -183,13 +198,14 @@ _EXPERTS_GATE_FIRST = _words(
     " glm4_moe_lite glm4v_moe glm4v_moe_text glm_moe_dsa gemma4 gemma4_text granitemoe granitemoehybrid"
     " granitemoeshared minimax minimax_m2 ernie4_5_moe exaone_moe hunyuan_v1_moe jamba lfm2_moe dots1"
 )
+_EXPERTS_TRANSPOSED = _words("llama4 llama4_text aria aria_text gpt_oss")  # (experts, inputs, outputs)
 _EXPERTS_ALTERNATING = frozenset({"gpt_oss"})  # gate, up, gate, up, ...
 
 
 def _halves(config: Config, part: Part, shape: Shape) -> Division:
     """Gate and up in one tensor: of a matrix its rows, of an expert the side that has twice the MLP's width."""
     model = _model(config)
-    if part.module.startswith("experts."):
+    if _of_all_experts(part):
         if len(shape) != 2 or part.parameter != "weight":
             return Division()
         width = _whole(config, "moe_intermediate_size") or _whole(config, "intermediate_size")
@@ -207,6 +223,10 @@ def _halves(config: Config, part: Part, shape: Shape) -> Division:
     alternating = model in _EXPERTS_ALTERNATING
     starts = (0, 1) if alternating else (0, width)
     return Division((Pieces(axis, "half", ("gate", "up"), starts, width, 2 if alternating else 1),))
+
+
+def _of_all_experts(part: Part) -> bool:
+    return part.expert is None and ("experts" in part.path.split(".") or "moe" in part.path)
 
 
 def _model(config: Config) -> str:

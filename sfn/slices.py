@@ -16,15 +16,13 @@ from sfn.matrices import Matrix, Progress
 if TYPE_CHECKING:
     from sfn.pieces import Pieces
 
-_WIDEST = 1 << 20  # columns beyond this (experts as rows) are not told apart
-
 
 @dataclass(frozen=True, slots=True)
 class Slices:
     """Lengths of every row and column, of w_B - w_A and of w_A; squares summed in float64, kept in float32.
 
     Attributes:
-        row_shift, row_norm: (rows,). column_shift, column_norm: (columns,), or empty where there are too many.
+        row_shift, row_norm: (rows,). column_shift, column_norm: (columns,), empty where rows are experts.
         nonfinite: elements left out because they are NaN or infinite on either side.
     """
 
@@ -36,19 +34,38 @@ class Slices:
 
 
 def slices(matrix: Matrix, *, progress: Progress | None = None, cancel: Event | None = None) -> Slices:
-    """One pass over a matrix of both sides. Raises Cancelled."""
+    """One pass over a matrix of both sides; of a tensor of all experts, each is one row and columns are not told.
+    Raises Cancelled."""
+    if matrix.experts and not matrix.is_expert:
+        return _experts(matrix, progress, cancel)
     rows, columns = matrix.shape
-    of_rows = np.zeros((2, rows))
-    of_columns = np.zeros((2, columns if columns <= _WIDEST else 0))
-    nonfinite = 0
+    of_rows, of_columns = np.zeros((2, rows)), np.zeros((2, columns))
     for start, a, b in matrix.blocks(progress=progress, cancel=cancel):
         for place, values in enumerate((b - a, a)):
             of_rows[place, start : start + len(a)] = np.einsum("ij,ij->i", values, values)
-            if of_columns.shape[1]:
-                of_columns[place] += np.einsum("ij,ij->j", values, values)
-        nonfinite = matrix.nonfinite
-    rooted = [np.sqrt(sums).astype(np.float32) for sums in (*of_rows, *of_columns)]
-    return Slices(*rooted, nonfinite)
+            of_columns[place] += np.einsum("ij,ij->j", values, values)
+    return _rooted(of_rows, of_columns, matrix.nonfinite)
+
+
+def _experts(matrix: Matrix, progress: Progress | None, cancel: Event | None) -> Slices:
+    """Expert by expert, each in blocks: a single one may have a hundred million elements."""
+    sums, nonfinite = np.zeros((2, matrix.experts)), 0
+    for number in range(matrix.experts):
+        one = matrix.expert(number)
+
+        def along(done: int, total: int, name: str, number: int = number) -> None:
+            if progress is not None:
+                progress(number * total + done, matrix.experts * total, name)
+
+        for _start, a, b in one.blocks(progress=along, cancel=cancel):
+            for place, values in enumerate((b - a, a)):
+                sums[place, number] += np.einsum("ij,ij->", values, values)
+        nonfinite += one.nonfinite
+    return _rooted(sums, np.zeros((2, 0)), nonfinite)
+
+
+def _rooted(of_rows: np.ndarray, of_columns: np.ndarray, nonfinite: int) -> Slices:
+    return Slices(*(np.sqrt(sums).astype(np.float32) for sums in (*of_rows, *of_columns)), nonfinite)
 
 
 def by_piece(found: Slices, cut: Pieces) -> tuple[np.ndarray, np.ndarray]:

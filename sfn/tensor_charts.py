@@ -67,13 +67,13 @@ def delta_map_chart(
     signed: bool,
     dark: bool,
     height: int,
-    tokens: bool,
+    sides: tuple[str, str],
 ) -> Chart:
     """The pooled change (`map_table`); rows run downwards. A brush selects a part: parameter "zoom".
 
-    tokens: whether a row is a token's, else an output's.
+    sides: what a row and what a column is: "output" and "input", "token" and "feature".
     """
-    of_row, of_column = ("row (token)", "column (feature)") if tokens else ("row (output)", "column (input)")
+    of_row, of_column = f"row ({sides[0]})", f"column ({sides[1]})"
     said = "mean of w_B − w_A" if signed else "mean of |w_B − w_A|"
     x = alt.Scale(domain=[part.column, part.column_end], nice=False, zero=False)
     y = alt.Scale(domain=[part.row, part.row_end], nice=False, zero=False, reverse=True)
@@ -177,16 +177,19 @@ def spectrum_chart(table: pd.DataFrame, last: int) -> Chart:
     return alt.layer(rule, curve).properties(autosize=FIT, height=230, title="Spectrum of ΔW")
 
 
-def alignment_table(found: spectrum.Spectrum, k: int) -> pd.DataFrame:
+def sides(found: spectrum.Spectrum, *, rows_are_inputs: bool) -> list[tuple[str, np.ndarray, int]]:
+    """Inputs and outputs: what each is called, its overlaps with w_A, its size."""
+    of_columns, of_rows = (found.right, found.shape[1]), (found.left, found.shape[0])
+    both = (of_rows, of_columns) if rows_are_inputs else (of_columns, of_rows)
+    return [(side, *overlap) for side, overlap in zip(SIDES, both, strict=True)]
+
+
+def alignment_table(found: spectrum.Spectrum, k: int, *, rows_are_inputs: bool = False) -> pd.DataFrame:
     """Overlap of the first k directions with w_A's, on either side, and by chance."""
-    many = len(found.left)
-    count = np.arange(1, many + 1)
-    lines = [
-        (SIDES[0], "overlap", found.right),
-        (SIDES[1], "overlap", found.left),
-        (SIDES[0], "chance", count / found.shape[1]),
-        (SIDES[1], "chance", count / found.shape[0]),
-    ]
+    count = np.arange(1, len(found.left) + 1)
+    lines = []
+    for side, overlap, size in sides(found, rows_are_inputs=rows_are_inputs):
+        lines += [(side, "overlap", overlap), (side, "chance", count / size)]
     tables = [pd.DataFrame({"kind": side, "line": line, "k": count, "overlap": y}) for side, line, y in lines]
     return pd.concat([*tables, pd.DataFrame({"kind": ["k"], "k": [k]})], ignore_index=True)
 
@@ -237,7 +240,9 @@ def pieces_chart(table: pd.DataFrame, figure: str, what: str) -> Chart:
     titles = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}
     base = alt.Chart(table)
     bars = base.mark_bar(color=COLOUR_A).encode(
-        x=alt.X("number:O", title=what).axis(labelAngle=0, labelOverlap=True, ticks=False, grid=False),
+        x=alt.X("piece:N" if what == "half" else "number:O", sort=None, title=what).axis(
+            labelAngle=0, labelOverlap=True, ticks=False, grid=False
+        ),
         y=alt.Y(f"{figure}:Q", title=titles[figure]).axis(format=".3~g", tickCount=4, gridOpacity=0.4),
         tooltip=[
             alt.Tooltip("piece:N", title=what),

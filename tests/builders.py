@@ -77,6 +77,39 @@ def tiny_qwen3_moe(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16"
     return write_checkpoint(folder, random_tensors(shapes, seed, dtype), content | config, shards=shards)
 
 
+def tiny_fused_moe(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", experts: int = 4, layers: int = 2,
+                   hidden: int = 32, vocab: int = 288, head_dim: int = 16, width: int = 24,
+                   **config: object) -> Path:  # fmt: skip
+    """Qwen3-MoE with all experts of a layer in one tensor, as newer transformers hold them: (experts, 2 width, hidden)
+    for gate and up, (experts, hidden, width) for down."""
+    heads = {"q": 4 * head_dim, "kv": 2 * head_dim, "head_norm": head_dim}
+    shapes = _llama_shapes(layers, hidden, vocab, intermediate=None, **heads, tied=False)
+    for layer in range(layers):
+        mlp = f"model.layers.{layer}.mlp"
+        shapes[f"{mlp}.gate.weight"] = (experts, hidden)
+        shapes[f"{mlp}.experts.gate_up_proj"] = (experts, 2 * width, hidden)
+        shapes[f"{mlp}.experts.down_proj"] = (experts, hidden, width)
+    content = _config("qwen3_moe", "Qwen3MoeForCausalLM", layers, hidden, vocab, dtype, tied=False)
+    content |= {"head_dim": head_dim, "num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": width}
+    return write_checkpoint(folder, random_tensors(shapes, seed, dtype), content | config)
+
+
+def tiny_phi3(folder: Path | str, seed: int = 0, *, dtype: str = "bfloat16", layers: int = 2, hidden: int = 32,
+              vocab: int = 288, **config: object) -> Path:  # fmt: skip
+    """Phi-3: query, key and value in one tensor, and gate and up in one; 4 heads, 2 KV heads."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        shapes[f"{prefix}.self_attn.qkv_proj.weight"] = (2 * hidden, hidden)
+        shapes[f"{prefix}.self_attn.o_proj.weight"] = (hidden, hidden)
+        shapes[f"{prefix}.mlp.gate_up_proj.weight"] = (96, hidden)
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, 48)
+        shapes[f"{prefix}.input_layernorm.weight"] = shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    content = _config("phi3", "Phi3ForCausalLM", layers, hidden, vocab, dtype, tied=False)
+    return write_checkpoint(folder, random_tensors(shapes, seed, dtype), content | config)
+
+
 def write_checkpoint(
     folder: Path | str,
     tensors: Mapping[str, object],

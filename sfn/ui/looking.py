@@ -78,7 +78,8 @@ def absent(
     cost: what is said before the bytes that it reads.
     """
     job = job_of(pair, row, kind, expert, part)
-    key = f"{kind}_{part}" if kind == "spectrum" and part else kind
+    of_expert = "expert" if expert is not None and kind == "slices" else ""
+    key = "_".join(filter(None, (kind, part if kind == "spectrum" else "", of_expert)))
     if job is not None and job.active:
         left = words.eta(job.eta_s) if job.total else "waiting"
         st.progress(job.share, text=failures.escaped(f"Computing · {left}"))

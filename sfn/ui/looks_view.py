@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from sfn import pieces
 from sfn.ui import cached, failures, looking, pieces_view, plots, state, words
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from sfn.delta_map import DeltaMap
@@ -22,7 +24,7 @@ _MAP = "delta_map"
 _TALL, _LOW = 520, 300  # pixels of the map
 _EXPERT, _K = "_look_expert", "_look_k"
 SKETCH_LOW = "1 to 3 %"  # measured, see docs/log.md
-_HEIGHT = 1000  # of map and spectrum, whatever is in them: nothing moves while they are computed
+_HEIGHT = 1130  # of map and spectrum, whatever is in them: nothing moves while they are computed
 
 
 def draw(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
@@ -44,27 +46,29 @@ def _ask_ahead(pair: Pair, row: TensorPair) -> None:
     for kind in ("map", "spectrum") if _has_directions(row) else ():
         looking.wanted(pair, row, kind, expert=expert, part=state.get("map_part") if kind == "map" else "")
     looking.wanted(pair, row, "slices")
+    if expert is not None:
+        looking.wanted(pair, row, "slices", expert=expert)
 
 
 def _body(pair: Pair, row: TensorPair, deltas: pd.DataFrame, was_running: bool) -> None:
     with failures.shown():
         if was_running and not _busy(pair, row):
             st.rerun()  # once, so that the polling ends
-        pieces = pieces_view.has_pieces(pair, row, deltas)
+        has_pieces = pieces_view.has_pieces(pair, row, deltas)
         if _has_directions(row):
             expert = _choose_expert(row)
             left, right = st.columns(2, gap="medium")
             with left.container(height=_HEIGHT, border=False):
                 with failures.shown():
-                    _map(pair, row, expert, tall=not pieces)
-                if pieces:
+                    _map(pair, row, expert, tall=not has_pieces)
+                if has_pieces:
                     pieces_view.bars(pair, row, deltas)
             with right.container(height=_HEIGHT, border=False), failures.shown():
                 _spectrum(pair, row, expert)
-        elif pieces:
+        elif has_pieces:
             pieces_view.bars(pair, row, deltas)
         with failures.shown():
-            pieces_view.tables(pair, row, ordered=pieces)
+            pieces_view.tables(pair, row, _sides(pair, row), expert=_expert(row), ordered=has_pieces)
         if not was_running and _busy(pair, row):
             st.rerun()
     state.write()
@@ -81,7 +85,7 @@ def _has_directions(row: TensorPair) -> bool:
 
 def _expert(row: TensorPair) -> int | None:
     shape = _shape(row)
-    return min(state.get("of_expert"), shape[0] - 1) if len(shape) >= 3 else None
+    return min(state.get("of_expert"), shape[0] - 1) if pieces.holds_experts(row.part, shape) else None
 
 
 def _choose_expert(row: TensorPair) -> int | None:
@@ -91,7 +95,7 @@ def _choose_expert(row: TensorPair) -> int | None:
     st.session_state[_EXPERT] = expert
     st.number_input(
         "Expert", 0, _shape(row)[0] - 1, key=_EXPERT, width=160, on_change=_put_expert,
-        help="This tensor holds all experts; map and spectrum are of one of them.",
+        help="This tensor holds all experts; map, spectrum, rows and columns are of one of them.",
     )  # fmt: skip
     return expert
 
@@ -135,7 +139,7 @@ def _map(pair: Pair, row: TensorPair, expert: int | None, *, tall: bool) -> None
     if found is None:
         looking.absent(pair, row, "map", expert=expert, part=part)
         return
-    _draw_map(row, found, shape, tall)
+    _draw_map(row, found, shape, tall, _sides(pair, row))
 
 
 def _brushed(shape: tuple[int, int]) -> str:
@@ -152,7 +156,14 @@ def _brushed(shape: tuple[int, int]) -> str:
     return ",".join(ends)
 
 
-def _draw_map(row: TensorPair, found: DeltaMap, shape: tuple[int, int], tall: bool) -> None:
+def _sides(pair: Pair, row: TensorPair) -> tuple[str, str]:
+    """What a row and what a column of the tensor is."""
+    if row.part.role in ("embed_tokens", "lm_head"):
+        return "token", "feature"
+    return ("input", "output") if pieces.rows_are_inputs(pair.a.config, row.part) else ("output", "input")
+
+
+def _draw_map(row: TensorPair, found: DeltaMap, shape: tuple[int, int], tall: bool, sides: tuple[str, str]) -> None:
     from sfn import delta_map, tensor_charts
 
     signed = state.get("map_of") == "signed"
@@ -168,11 +179,12 @@ def _draw_map(row: TensorPair, found: DeltaMap, shape: tuple[int, int], tall: bo
         signed=signed,
         dark=plots.dark(),
         height=_TALL if tall else _LOW,
-        tokens=row.part.role in ("embed_tokens", "lm_head"),
+        sides=sides,
         alt=f"Map of {what} of {row.name}, rows {at.row} to {at.row_end - 1}, columns {at.column} to "
         f"{at.column_end - 1}.",
         formula=f"{what} over blocks of {found.block[0]} × {found.block[1]} elements",
         name="map of the change",
+        canvas=True,
         key=_MAP,
         on_select="rerun",
         selection="zoom",
@@ -207,7 +219,7 @@ def _spectrum(pair: Pair, row: TensorPair, expert: int | None) -> None:
         st.markdown("Nothing changed, so there are no directions of change.")
         return
     else:
-        _draw_spectrum(row, found)
+        _draw_spectrum(row, found, pieces.rows_are_inputs(pair.a.config, row.part))
     if found is None or found.exact:
         return
     seconds, memory = spectrum.exact_s(shape), spectrum.exact_bytes(shape)
@@ -218,7 +230,7 @@ def _spectrum(pair: Pair, row: TensorPair, expert: int | None) -> None:
     )  # fmt: skip
 
 
-def _draw_spectrum(row: TensorPair, found: Spectrum) -> None:
+def _draw_spectrum(row: TensorPair, found: Spectrum, rows_are_inputs: bool) -> None:
     from sfn import tensor_charts
 
     most = max(2, min(64, len(found.values)))
@@ -238,19 +250,19 @@ def _draw_spectrum(row: TensorPair, found: Spectrum) -> None:
     if len(found.left):
         plots.show(
             tensor_charts.alignment_chart,
-            tensor_charts.alignment_table(found, k),
+            tensor_charts.alignment_table(found, k, rows_are_inputs=rows_are_inputs),
             len(found.left),
             alt=f"Overlap of the leading directions of the change of {row.name} with those of w_A.",
             formula="‖U_kᵀ V_k‖_F² / k, U_k and V_k the first k directions of w_B − w_A and of w_A",
         )
-    st.html(_figures(found, k))
+    st.html(_figures(found, k, tensor_charts.sides(found, rows_are_inputs=rows_are_inputs)))
 
 
 def _put_k() -> None:
     state.put("directions", int(st.session_state[_K]))
 
 
-def _figures(found: Spectrum, k: int) -> str:
+def _figures(found: Spectrum, k: int, sides: list[tuple[str, np.ndarray, int]]) -> str:
     import html
 
     from sfn import spectrum
@@ -282,10 +294,7 @@ def _figures(found: Spectrum, k: int) -> str:
                 f"k / {size:,}.",
                 f"{overlap[here - 1]:.1%} (chance {here / size:.1%})",
             )
-            for side, overlap, size in (
-                ("inputs", found.right, found.shape[1]),
-                ("outputs", found.left, found.shape[0]),
-            )
+            for side, overlap, size in sides
         ]
     cells = "".join(
         f'<tr title="{html.escape(formula)}"><th scope="row">{title}</th><td>{html.escape(value)}</td></tr>'

@@ -27,18 +27,18 @@ _TITLES = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}
 def has_pieces(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> bool:
     """Whether the tensor falls into heads, halves or experts, or is one of several experts, or should fall so."""
     found = _division(pair, row)
-    return len(_shape(row)) >= 3 or bool(found.kinds or found.problem) or len(_same_cell(row, deltas)) > 1
+    return _holds_experts(row) or bool(found.kinds or found.problem) or len(_same_cell(row, deltas)) > 1
 
 
 def bars(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
     """Heads, halves or experts, one bar each. deltas: `Store.delta_table`."""
     found = _division(pair, row)
     cell = _same_cell(row, deltas)
-    if found.problem and not found.kinds:
+    if found.problem:
         st.caption(failures.escaped(found.problem))
     if len(cell) > 1:
         _experts_of_cell(cell, _by())
-    elif len(_shape(row)) >= 3:
+    elif _holds_experts(row):
         _experts_of_tensor(pair, row)
     elif found.kinds:
         _pieces(pair, row, found.kinds)
@@ -59,52 +59,85 @@ def _pieces(pair: Pair, row: TensorPair, kinds: tuple[Pieces, ...]) -> None:
     """Heads or halves; of a fused query, key and value one kind at a time."""
     from sfn import slices
 
-    by = _by()
+    controls = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
+    with controls:
+        by = _by()
+    named = {kind.what: kind for kind in kinds}
+    cut = kinds[0]
+    if len(kinds) > 1:
+        cut = named.get(state.get("head_kind"), cut)
+        st.session_state[_KIND] = cut.what
+        controls.segmented_control(
+            "Heads", list(named), key=_KIND, required=True, on_change=_put_kind,
+            format_func=lambda what: what.removesuffix(" head"),
+        )  # fmt: skip
     found = looking.wanted(pair, row, "slices")
     if found is None:
         looking.absent(pair, row, "slices")
         return
-    cut = kinds[0]
-    if len(kinds) > 1:
-        named = {kind.what: kind for kind in kinds}
-        chosen = st.segmented_control(
-            "Heads of", list(named), key=_KIND, default=cut.what, required=True, label_visibility="collapsed",
-            format_func=lambda what: what.removesuffix(" head"),
-        )  # fmt: skip
-        cut = named.get(chosen, cut)
     shift, norm = slices.by_piece(found, cut)
     apart = "" if cut.step == 1 else ", every second"
     which = f"{cut.width:,} {cut.axis}{apart} make a {cut.what}, by A's config.json."
     _bars(cut.labels, shift, norm, by, cut.what, which)
 
 
-def tables(pair: Pair, row: TensorPair, *, ordered: bool) -> None:
-    """Tokens, or rows and columns, that moved most. ordered: whether the choice of their order is drawn already."""
-    shape = _shape(row)
-    if len(shape) >= 3:
-        return
-    found = looking.wanted(pair, row, "slices")
+def _put_kind() -> None:
+    state.put("head_kind", st.session_state[_KIND])
+
+
+def tables(pair: Pair, row: TensorPair, sides: tuple[str, str], *, expert: int | None = None, ordered: bool) -> None:
+    """Tokens, or rows and columns, that moved most, of one expert where the tensor holds several.
+
+    sides: what a row and what a column is. ordered: whether the choice of their order is drawn already.
+    """
+    found = looking.wanted(pair, row, "slices", expert=expert)
     if found is None:
-        if not ordered or row.part.expert is not None:
+        if not ordered or row.part.expert is not None or expert is not None:
             st.markdown("**Rows and columns**")
-            looking.absent(pair, row, "slices")
+            looking.absent(pair, row, "slices", expert=expert)
         return
     by = state.get("rows_by") if ordered else _by()
-    if row.part.role in ("embed_tokens", "lm_head") and len(shape) == 2:
+    shape = _shape(row)
+    if expert is not None:
+        _halves(pair, row, found, expert)
+    if sides[0] == "token" and len(shape) == 2:
         _tokens(pair, found, by)
         return
     left, right = st.columns(2, gap="medium")
     with left:
-        _most(found.row_shift, found.row_norm, by, "element" if len(shape) < 2 else "row (output)")
+        _most(found.row_shift, found.row_norm, by, "element" if len(shape) < 2 else f"row ({sides[0]})")
     if len(found.column_shift) > 1:
         with right:
-            _most(found.column_shift, found.column_norm, by, "column (input)")
+            _most(found.column_shift, found.column_norm, by, f"column ({sides[1]})")
+
+
+def _halves(pair: Pair, row: TensorPair, found: Slices, expert: int) -> None:
+    """Gate and up of one expert, in a sentence."""
+    from sfn import pieces, slices
+
+    division = pieces.of(pair.a.config, row.part, _shape(row)[1:])
+    for cut in division.kinds:
+        shift, norm = slices.by_piece(found, cut)
+        told = " · ".join(
+            f"{label}: L2 shift {far:.4g}, relative {share:.4g}"
+            for label, far, share in zip(cut.labels, shift, slices.relative(shift, norm), strict=True)
+        )
+        st.markdown(failures.escaped(f"Expert {expert}: {told}"))
+    if division.problem:
+        st.caption(failures.escaped(division.problem))
 
 
 def _division(pair: Pair, row: TensorPair) -> Division:
+    """Of a tensor that holds several experts: none, they are its pieces."""
     from sfn import pieces
 
-    return pieces.of(pair.a.config, row.part, _shape(row))
+    return pieces.Division() if _holds_experts(row) else pieces.of(pair.a.config, row.part, _shape(row))
+
+
+def _holds_experts(row: TensorPair) -> bool:
+    from sfn import pieces
+
+    return pieces.holds_experts(row.part, _shape(row))
 
 
 def _shape(row: TensorPair) -> tuple[int, ...]:

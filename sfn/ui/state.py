@@ -155,6 +155,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("map_part", "part of the map", "", text(60), _DELTA),
     Parameter("directions", "number of directions", 8, number(int, 1, 64), _DELTA),
     Parameter("rows_by", "order of the rows", "l2_shift", one_of(*ROWS_BY), _DELTA),
+    Parameter("head_kind", "kind of heads", "", text(40), _DELTA),
     Parameter("heads_of", "module of the heads", "", text(200), _DELTA),
     Parameter("heads_by", "figure of a head", "l2_shift", one_of(*ROWS_BY), _DELTA),
     Parameter("of_expert", "expert", 0, number(int, 0, 100_000), _DELTA),

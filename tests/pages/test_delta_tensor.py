@@ -7,9 +7,9 @@ from collections import OrderedDict
 
 import pytest
 
-from sfn import checkpoints, pairs
+from sfn import checkpoints, pairs, spectrum
 from sfn.ui import cached, looking
-from tests.builders import tiny_qwen3_moe
+from tests.builders import tiny_fused_moe, tiny_phi3, tiny_qwen3_moe
 from tests.pages.conftest import finish_scan
 from tests.pages.test_delta import measured, titles
 
@@ -125,6 +125,48 @@ def test_experts_beside_each_other(visit, bench, tmp_path):
     spec = next(json.loads(c.proto.spec) for c in app.get("vega_lite_chart") if "each expert" in str(c.proto.spec))
     assert spec["layer"]
     assert "moved furthest by L2 shift" in texts(app)
+
+
+def test_all_experts_in_one_tensor(visit, bench, tmp_path):
+    pair = {"a": tiny_fused_moe(tmp_path / "a", 0), "b": tiny_fused_moe(tmp_path / "b", 1)}
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    visit("delta", **pair)
+    finish_scan(bench)
+    visit("delta", tensor=name, of_expert=2, **pair)
+    finish_scan(bench)
+    app = visit("delta", tensor=name, of_expert=2, **pair)
+    assert not app.exception
+    assert {"L2 shift of each expert", "Spectrum of ΔW"} <= set(titles(app))
+    said = texts(app)
+    assert "All experts lie in this one tensor" in said
+    assert "Expert 2: gate: L2 shift" in said
+    assert "rows 0 to 47, columns 0 to 31" in said  # the map is of one expert
+    assert [len(table.value) for table in app.dataframe] == [20, 20]
+
+
+def test_heads_of_a_fused_tensor_are_chosen_by_kind(visit, bench, tmp_path):
+    pair = {"a": tiny_phi3(tmp_path / "a", 0), "b": tiny_phi3(tmp_path / "b", 1)}
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    visit("delta", **pair)
+    finish_scan(bench)
+    visit("delta", tensor=name, **pair)
+    finish_scan(bench)
+    app = visit("delta", tensor=name, **pair)
+    assert "L2 shift of each query head" in titles(app)
+    assert "L2 shift of each value head" in titles(visit("delta", tensor=name, head_kind="value head", **pair))
+
+
+def test_a_sketch_says_so_and_can_be_made_exact(visit, bench, monkeypatch):
+    monkeypatch.setattr(spectrum, "_UNASKED_S", 0.0)
+    app = opened(visit, bench, O_PROJ)
+    assert "by a random sketch" in texts(app)
+    button = app.button(key="compute_spectrum_exact")
+    assert button.label.startswith("Compute exactly (about ")
+    button.click().run()
+    finish_scan(bench)
+    app = visit("delta", tensor=O_PROJ)
+    assert "All singular values, from the eigenvalues of the Gram matrix" in texts(app)
+    assert not [button for button in app.button if button.key == "compute_spectrum_exact"]
 
 
 def test_the_last_looks_are_remembered_within_bounds(visit, bench, monkeypatch):

@@ -198,3 +198,31 @@ def test_a_head_is_its_rows_or_columns(tmp_path):
                 place = (slice(None), at) if kind.axis == "columns" else at
                 assert shift[number] == pytest.approx(np.linalg.norm((w_b - w_a)[place]), rel=1e-6)
                 assert norm[number] == pytest.approx(np.linalg.norm(w_a[place]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "experts"),
+    [
+        ("mlp.experts.gate_up_proj", (4, 96, 32), True),
+        ("block_sparse_moe.input_linear.weight", (4, 96, 32), True),
+        ("linear_attn.conv1d.weight", (96, 1, 4), False),
+        ("mixer.conv1d.weight", (96, 1, 4), False),
+        ("mlp.down_proj.weight", (32, 96), False),
+    ],
+)
+def test_a_convolution_holds_no_experts(name, shape, experts):
+    assert pieces.holds_experts(anatomy.parse(f"model.layers.0.{name}"), shape) == experts
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "inputs"),
+    [
+        ("gpt2", "attn.c_attn.weight", True),
+        ("gpt2", "attn.c_attn.bias", False),
+        ("llama4_text", "feed_forward.experts.down_proj", True),
+        ("llama4_text", "feed_forward.shared_expert.down_proj.weight", False),
+        ("qwen3_moe", "mlp.experts.down_proj", False),
+    ],
+)
+def test_which_side_of_a_matrix_its_inputs_are(model, name, inputs):
+    assert pieces.rows_are_inputs({"model_type": model}, anatomy.parse(f"model.layers.0.{name}")) == inputs
