@@ -363,75 +363,96 @@ def _axes(pair_key: str, measured: int, part: str, _pair: Pair) -> Axes:
 
 def heatmap(pair: Pair, measured: int, part: str, figure: str, form: HistogramForm, *, log: bool) -> Packed:
     """`sfn.charts.heatmap_table` of `board`; no cell is chosen."""
-    return _heatmap(pair.key, measured, part, figure, form if figure in SHAPES else "script", log, pair)
+    cells = board(pair, measured, part, figure, form)
+    texts = _board_texts(pair.key, measured, part, cells)
+    return _heatmap(pair.key, measured, part, figure, _form(figure, form), log, cells, texts)
+
+
+def _form(figure: str, form: HistogramForm) -> HistogramForm:
+    """The form of the relative change, where a figure depends on it."""
+    return form if figure in SHAPES else "script"
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _heatmap(
-    pair_key: str, measured: int, part: str, figure: str, form: HistogramForm, log: bool, _pair: Pair
+    pair_key: str,
+    measured: int,
+    part: str,
+    figure: str,
+    form: HistogramForm,
+    log: bool,
+    _cells: pd.DataFrame,
+    _texts: pd.DataFrame,
 ) -> Packed:
     from sfn import charts, tables
 
-    cells = board(_pair, measured, part, figure, form)
-    texts = _board_texts(pair_key, measured, part, _pair)
-    return tables.pack(charts.heatmap_table(cells, figure, log=log, texts=texts))
+    return tables.pack(charts.heatmap_table(_cells, figure, log=log, texts=_texts))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _board_texts(pair_key: str, measured: int, part: str, _pair: Pair) -> pd.DataFrame:
+def _board_texts(pair_key: str, measured: int, part: str, _cells: pd.DataFrame) -> pd.DataFrame:
     from sfn import charts, tables
 
-    return tables.slim(charts.heatmap_texts(_board(pair_key, measured, part, _pair)))
+    return tables.slim(charts.heatmap_texts(_cells))
 
 
 def lines(pair: Pair, measured: int, part: str, figure: str, form: HistogramForm, *, log: bool) -> Packed:
     """`sfn.charts.lines_table` of `board`."""
-    return _lines(pair.key, measured, part, figure, form if figure in SHAPES else "script", log, pair)
+    cells = board(pair, measured, part, figure, form)
+    return _lines(pair.key, measured, part, figure, _form(figure, form), log, cells)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _lines(pair_key: str, measured: int, part: str, figure: str, form: HistogramForm, log: bool, _pair: Pair) -> Packed:
+def _lines(
+    pair_key: str, measured: int, part: str, figure: str, form: HistogramForm, log: bool, _cells: pd.DataFrame
+) -> Packed:
     from sfn import charts, tables
 
-    return tables.pack(charts.lines_table(board(_pair, measured, part, figure, form), figure, log=log))
+    return tables.pack(charts.lines_table(_cells, figure, log=log))
 
 
 def over_layers(pair: Pair, measured: int, part: str, figure: str, form: HistogramForm) -> str:
     """`sfn.profiles.over_layers` of `board`."""
-    return _over_layers(pair.key, measured, part, figure, form if figure in SHAPES else "script", pair)
+    cells = board(pair, measured, part, figure, form)
+    return _over_layers(pair.key, measured, part, figure, _form(figure, form), cells)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _over_layers(pair_key: str, measured: int, part: str, figure: str, form: HistogramForm, _pair: Pair) -> str:
+def _over_layers(
+    pair_key: str, measured: int, part: str, figure: str, form: HistogramForm, _cells: pd.DataFrame
+) -> str:
     from sfn import profiles
 
-    return profiles.over_layers(board(_pair, measured, part, figure, form), figure)
+    return profiles.over_layers(_cells, figure)
 
 
 def foresee(pair: Pair, measured: int, part: str, *, dark: bool) -> None:
     """Make what board and lines take for every figure and scale beside the page, once: the first change of figure then
     waits for no more than the browser. Altair alone takes as long for a chart as the browser for drawing it."""
-    _foresee(pair.key, measured, part, dark, pair)
+    cells = _board(pair.key, measured, part, pair)
+    _foresee(pair.key, measured, part, dark, cells, axes(pair, measured, part), delta_table(pair.key, measured))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _foresee(pair_key: str, measured: int, part: str, dark: bool, _pair: Pair) -> threading.Thread:
+def _foresee(
+    pair_key: str, measured: int, part: str, dark: bool, _cells: pd.DataFrame, _axes: Axes, _deltas: pd.DataFrame
+) -> threading.Thread:
     from sfn import charts
     from sfn.figures import FIGURES
 
-    def make() -> None:
-        along = axes(_pair, measured, part)
+    def make() -> None:  # from tables that are at hand: it may outlive what it was made for
+        what, texts = (pair_key, measured, part), _board_texts(pair_key, measured, part, _cells)
         for log in (False, True):
             for figure in FIGURES:
-                table = heatmap(_pair, measured, part, figure, "script", log=log).table
+                table = _heatmap(*what, figure, "script", log, _cells, texts).table
                 more = (("dark", dark), ("log", log))
-                chart_spec("heatmap", (figure, along.rows, along.columns), more, charts.heatmap, table)
-                if along.last >= 0:
-                    table = lines(_pair, measured, part, figure, "script", log=log).table
-                    chart_spec("lines", (figure, along.inside, along.last), (("log", log),), charts.lines, table)
+                chart_spec("heatmap", (figure, _axes.rows, _axes.columns), more, charts.heatmap, table)
+                if _axes.last >= 0:
+                    table = _lines(*what, figure, "script", log, _cells).table
+                    chart_spec("lines", (figure, _axes.inside, _axes.last), (("log", log),), charts.lines, table)
         for figure in FIGURES:
-            sentence(_pair, measured, figure)
-            over_layers(_pair, measured, part, figure, "script")
+            _sentence(pair_key, measured, figure, _deltas)
+            _over_layers(*what, figure, "script", _cells)
 
     thread = threading.Thread(target=make, name="sfn-foresee", daemon=True)
     thread.start()
@@ -482,14 +503,14 @@ def sentence(pair: Pair, measured: int, figure: str, form: HistogramForm = "scri
         from sfn import profiles
 
         return profiles.modes(board(pair, measured, "weight", figure, form))
-    return _sentence(pair.key, measured, figure)
+    return _sentence(pair.key, measured, figure, delta_table(pair.key, measured))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _sentence(pair_key: str, measured: int, figure: str) -> str:
+def _sentence(pair_key: str, measured: int, figure: str, _deltas: pd.DataFrame) -> str:
     from sfn import readings, tables
 
-    return readings.sentence(tables.figures_only(delta_table(pair_key, measured)), figure)
+    return readings.sentence(tables.figures_only(_deltas), figure)
 
 
 def histogram_grid(
