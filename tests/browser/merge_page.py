@@ -13,12 +13,13 @@ SIDES = ("A", "merged", "B")
 WAIT_MS = 180_000  # an engine that starts on two busy cores
 
 _COLUMN = """(side) => {
-  const [head, text, foot] = [`.st-key-seat_${side} .sfn-seat`, `.st-key-answer_${side} .sfn-said`,
-    `.st-key-seat_${side} .sfn-seat-foot`].map((found) => document.querySelector(found));
-  const silent = /without a word|Nothing was written/.test(document.querySelector(`.st-key-answer_${side}`).innerText);
-  return {asked: head.dataset.asked, answered: head.dataset.answered, label: head.querySelector("em").textContent,
-    foot: foot.dataset.answered === head.dataset.answered ? foot.innerText : "",
-    said: text?.dataset.question === head.dataset.answered && text.dataset.ended === "true" ? text.textContent
+  const seat = document.querySelector(`.st-key-seat_${side}`);
+  const [head, text, foot] = [".sfn-seat", ".sfn-said", ".sfn-seat-foot"].map((part) => seat?.querySelector(part));
+  const {asked = "", answered = ""} = head?.dataset ?? {};
+  const silent = /without a word|Nothing was written/.test(seat?.innerText);
+  return {asked, answered, label: head?.querySelector("em").textContent ?? "",
+    foot: foot?.dataset.answered === answered ? foot.innerText : "",
+    said: text ? (text.dataset.question === answered && text.dataset.ended === "true" ? text.textContent : null)
       : silent ? "" : null};
 }"""
 _WATCH_NAMES = """() => {
