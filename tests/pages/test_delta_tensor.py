@@ -6,8 +6,9 @@ import json
 from collections import OrderedDict
 
 import pytest
+import streamlit as st
 
-from sfn import checkpoints, pairs, spectrum
+from sfn import checkpoints, delta, looks, pairs, spectrum, workbench
 from sfn.ui import cached, looking
 from tests.builders import tiny_fused_moe, tiny_phi3, tiny_qwen3_moe
 from tests.pages.conftest import finish_scan
@@ -47,12 +48,30 @@ def test_a_tensor_in_depth(visit, bench):
     assert "stable rank" in said
 
 
-def test_what_was_looked_at_is_not_computed_again(visit, bench):
+def test_what_is_in_the_store_is_not_computed_again(visit, bench, monkeypatch):
     opened(visit, bench, O_PROJ)
-    looked = [job.id for job in bench.jobs.recent(600) if job.key.startswith("look:")]
-    opened(visit, bench, O_PROJ)
-    assert [job.id for job in bench.jobs.recent(600) if job.key.startswith("look:")] == looked
-    assert len(looked) == 3
+    computed = []
+
+    def count(room, name):
+        real = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda what, *args, **how: computed.append(what) or real(what, *args, **how))
+
+    count(delta, "scan")
+    count(looks, "compute")
+    workbench.close()  # as after a restart: nothing but the store knows what was found
+    st.cache_resource.clear()
+    monkeypatch.setattr(cached, "_looks", OrderedDict())
+    app, again = visit("delta", tensor=O_PROJ), visit("delta", tensor=O_PROJ)
+    for page in (app, again):
+        assert not page.exception
+        assert {"Where it changed: mean of |w_B − w_A|", "Spectrum of ΔW", "L2 shift of each head"} <= set(titles(page))
+    again.selectbox(key="figure").set_value("cosine").run()
+    assert titles(again) == ["Cosine of every module in every layer", "Cosine over the layers"]  # and nothing else
+    finish_scan(workbench.current())
+    assert computed == []
+    app.button(key="tensor_after").click().run()  # one that nobody looked at: the counting counts
+    finish_scan(workbench.current())
+    assert computed == ["slices"]
 
 
 def test_a_bias_has_heads_but_no_map(visit, bench):
