@@ -231,7 +231,10 @@ def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], last: int, *, l
                 tickMinStep=1, format="d", grid=False
             ),
             y=alt.Y("value:Q", title=title, scale=scale).axis(format=".3~g", gridOpacity=0.4, tickCount=5),
-            color=alt.Color("row:N", title="module", sort=None, scale=alt.Scale(domain=list(rows), range=colours)),
+            color=alt.Color(
+                "row:N", sort=None, scale=alt.Scale(domain=list(rows), range=colours),
+                legend=alt.Legend(title="module", labelLimit=220),
+            ),
             opacity=alt.condition(one, alt.value(1.0), alt.value(0.12)),
             tooltip=[
                 alt.Tooltip("row:N", title="module"),
@@ -240,7 +243,7 @@ def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], last: int, *, l
                 alt.Tooltip("name:N", title="tensor"),
             ],
         )
-    )
+    )  # fmt: skip
     strokes = base.mark_line(strokeWidth=2, aria=False).encode(
         strokeDash=alt.StrokeDash(
             "kind:N", scale=alt.Scale(domain=["matrix", "norm"], range=[[1, 0], NORM_DASH]), legend=None

@@ -23,6 +23,7 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 STEP = 5  # figures 3 and 8: every fifth layer
 _COLUMNS = 4
 _SHAPES, _DASHES = ("circle", "triangle-up"), ([1, 0], [5, 3])  # of the first pair and of the second
+_WHICH = ("first", "second")
 _BINS = 200
 
 
@@ -121,25 +122,31 @@ def histograms(table: pd.DataFrame, labels: Sequence[str], layers: Sequence[int]
 
 
 def beside_table(boards: Sequence[pd.DataFrame], names: Sequence[str], figure: str, *, log: bool) -> pd.DataFrame:
-    """`charts.lines_table` of two pairs in one, with pair (its name) and depth: layer / (number of layers − 1)."""
+    """`charts.lines_table` of two pairs in one, with pair (its name), which ("first" or "second") and depth: layer /
+    (number of layers − 1)."""
     tables = []
-    for board, name in zip(boards, names, strict=True):
+    for board, name, which in zip(boards, names, _WHICH, strict=True):
         table = charts.lines_table(board, figure, log=log)
         deepest = table["layer"].max() or 1.0
-        tables.append(table.assign(pair=name, depth=table["layer"] / deepest))
+        tables.append(table.assign(pair=name, which=which, depth=table["layer"] / deepest))
     return pd.concat(tables, ignore_index=True)
 
 
 def beside(table: pd.DataFrame, figure: str, rows: Sequence[str], names: Sequence[str], *, log: bool) -> Chart:
     """Two pairs over each other on normalised depth: a colour for each module, dash and shape tell the pairs apart.
 
-    A click on the legend of modules singles one out.
+    Two legends, so that neither speaks of both: swatches of colour for the modules, where a click singles one out, and
+    strokes without colour for the pairs.
     """
     spec = ALL[figure]
     title = spec.log_title if log else spec.title
     one = alt.selection_point(name="module", fields=["row"], bind="legend")
     scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=not spec.falls)
-    legend = alt.Legend(orient="top", direction="vertical", labelLimit=760, symbolSize=70, title=None)
+    pairs = alt.Legend(
+        title="pair", orient="top", direction="vertical", labelLimit=760, symbolType="stroke", symbolSize=1200,
+        symbolStrokeWidth=2, symbolStrokeColor=charts.COLOUR_DAMAGE, symbolFillColor=charts.COLOUR_DAMAGE,
+    )  # fmt: skip
+    modules = alt.Legend(title="module", symbolType="square", symbolSize=110, symbolStrokeWidth=0, labelLimit=220)
     base = (
         alt.Chart(table)
         .transform_filter("isValid(datum.value)")
@@ -149,7 +156,7 @@ def beside(table: pd.DataFrame, figure: str, rows: Sequence[str], names: Sequenc
             ),
             y=alt.Y("value:Q", title=title, scale=scale).axis(format=".3~g", gridOpacity=0.4, tickCount=5),
             color=alt.Color(
-                "row:N", title="module", sort=None,
+                "row:N", sort=None, legend=modules,
                 scale=alt.Scale(domain=list(rows), range=charts.line_colours(len(rows))),
             ),
             opacity=alt.condition(one, alt.value(1.0), alt.value(0.1)),
@@ -162,10 +169,11 @@ def beside(table: pd.DataFrame, figure: str, rows: Sequence[str], names: Sequenc
             ],
         )
     )  # fmt: skip
-    dash = alt.StrokeDash("pair:N", sort=None, scale=alt.Scale(domain=list(names), range=list(_DASHES)), legend=legend)
-    shape = alt.Shape("pair:N", sort=None, scale=alt.Scale(domain=list(names), range=list(_SHAPES)), legend=legend)
-    strokes = base.mark_line(strokeWidth=1.8).encode(strokeDash=dash)
-    points = base.mark_point(filled=True, size=34).encode(shape=shape).add_params(one)
+    dash = alt.StrokeDash("pair:N", sort=None, scale=alt.Scale(domain=list(names), range=list(_DASHES)), legend=pairs)
+    # By a column of its own: Vega-Lite would draw shapes into the legend of dashes if both were of the same.
+    shape = alt.Shape("which:N", sort=None, scale=alt.Scale(domain=list(_WHICH), range=list(_SHAPES)), legend=None)
+    strokes = base.mark_line(strokeWidth=1.8, aria=False).encode(strokeDash=dash)
+    points = base.mark_point(filled=True, size=34, aria=False).encode(shape=shape).add_params(one)
     return alt.layer(strokes, points).properties(
         autosize=charts.FIT, height=340, title=f"{title[0].upper()}{title[1:]} of two pairs over their depth"
     )

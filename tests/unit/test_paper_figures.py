@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import vl_convert
 
 from sfn import charts, paper_figures, pictures, tables
 from tests.unit.test_charts import NAMES, board
@@ -49,6 +52,18 @@ def test_a_pair_that_is_not_open_has_the_same_board():
     alone = tables.measured_board(measured(NAMES))
     shared = ["name", "row", "column", "rank", "l2_shift", "state"]
     assert alone[shared].equals(opened[shared])
+
+
+def test_one_legend_tells_modules_apart_and_another_the_pairs():
+    two = paper_figures.beside_table((board(), board()), ("one", "two"), "l2_shift", log=False)
+    spec = pictures.without_data(paper_figures.beside(two, "l2_shift", ["q_proj", "o_proj"], ("one", "two"), log=False))
+    whole = {**spec, "data": {"values": json.loads(two.to_json(orient="records"))}}
+    by_title = {legend["title"]: legend for legend in vl_convert.vegalite_to_vega(whole)["legends"]}
+    channels = {"fill", "stroke", "shape", "strokeDash"}
+    assert {title: channels & set(legend) for title, legend in by_title.items()} == {
+        "module": {"fill", "stroke"},
+        "pair": {"strokeDash"},
+    }
 
 
 def test_all_three_are_valid_and_can_be_saved():
