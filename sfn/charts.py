@@ -52,7 +52,7 @@ def _figure_value(table: pd.DataFrame, figure: Figure, log: bool) -> pd.Series:
 
 def heatmap_texts(board: pd.DataFrame) -> pd.DataFrame:
     """What the heatmap says of each cell whichever figure is drawn: name, place in words, every figure as text."""
-    table = board[["name", "row", "column", "shape", "explanation"]].copy()
+    table = board[["name", "row", "column", "shape"]].copy()  # in the order of the table that a reader may ask for
     measured = board["state"] == "measured"
     for key, other in FIGURES.items():
         table[key] = [other.write(x) if ready else "–" for x, ready in zip(board[key], measured, strict=True)]
@@ -63,6 +63,7 @@ def heatmap_texts(board: pd.DataFrame) -> pd.DataFrame:
         )
         for column, state, problem in zip(board["column"], board["state"], board["problem"], strict=True)
     ]
+    table["explanation"] = board["explanation"]
     return table
 
 
