@@ -6,7 +6,8 @@ changes, and nothing on the screen moves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import altair as alt
@@ -159,11 +160,12 @@ def heatmap(
     base = alt.Chart(table).encode(x=x, y=y)
     cell = alt.selection_point(name="cell", fields=["name"], on="click", clear=False, toggle="true")
     cells = (  # one mark for each: the browser draws hundreds of them at every change of figure
-        base.mark_rect(strokeWidth=2, cursor="pointer", aria=False, invalid=None)
+        base.transform_calculate(tip=tip(_board_tip(figure)))
+        .mark_rect(strokeWidth=2, cursor="pointer", aria=False, invalid=None)
         .encode(
             color=alt.Color("value:Q", title=title, scale=scale, legend=legend),
             stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
-            tooltip=_board_tooltip(figure),
+            tooltip="tip:N",
         )
         .add_params(cell)
     )
@@ -187,17 +189,25 @@ def heatmap(
     )
 
 
-def _board_tooltip(figure: str) -> list[alt.Tooltip]:
+def _board_tip(figure: str) -> dict[str, str]:
     shape = SHAPES.get(figure)
-    return [
-        alt.Tooltip("row:N", title="module"),
-        alt.Tooltip("place:N", title="where"),
-        alt.Tooltip("explanation:N", title="what it does"),
-        *([alt.Tooltip("value:Q", title=shape.title, format=shape.format)] if shape else []),
-        *(alt.Tooltip(f"{key}:N", title=figure.title) for key, figure in FIGURES.items()),
-        alt.Tooltip("shape:N", title="shape"),
-        alt.Tooltip("name:N", title="tensor"),
-    ]
+    return {
+        "module": "datum.row",
+        "where": "datum.place",
+        "what it does": "datum.explanation",
+        **({shape.title: f"isValid(datum.value) ? format(datum.value, '{shape.format}') : '–'"} if shape else {}),
+        **{other.title: f"datum.{key}" for key, other in FIGURES.items()},
+        "shape": "datum.shape",
+        "tensor": "datum.name",
+    }
+
+
+def tip(told: Mapping[str, str]) -> str:
+    """What is told of a mark, title -> expression, as one expression for a column of its own.
+
+    To fit a chart into its place the browser works out every mark four times, and with it every line of a tooltip.
+    """
+    return "{" + ", ".join(f"{json.dumps(title)}: {value}" for title, value in told.items()) + "}"
 
 
 def line_colours(many: int) -> list[str]:
@@ -237,20 +247,16 @@ def lines(table: pd.DataFrame, figure: str, rows: Sequence[str], last: int, *, l
                 legend=alt.Legend(title="module", labelLimit=220),
             ),
             opacity=alt.condition(one, alt.value(1.0), alt.value(0.12)),
-            tooltip=[
-                alt.Tooltip("row:N", title="module"),
-                alt.Tooltip("layer:Q", title="layer"),
-                alt.Tooltip("text:N", title=spec.title),
-                alt.Tooltip("name:N", title="tensor"),
-            ],
         )
     )  # fmt: skip
+    told = {"module": "datum.row", "layer": "datum.layer", spec.title: "datum.text", "tensor": "datum.name"}
     strokes = base.mark_line(strokeWidth=2, aria=False).encode(
         strokeDash=alt.StrokeDash(
             "kind:N", scale=alt.Scale(domain=["matrix", "norm"], range=[[1, 0], NORM_DASH]), legend=None
         )
     )
-    points = base.mark_point(filled=True, size=36, aria=False).add_params(one)
+    points = base.transform_calculate(tip=tip(told)).mark_point(filled=True, size=36, aria=False)
+    points = points.encode(tooltip="tip:N").add_params(one)
     return alt.layer(strokes, points).properties(
         autosize=FIT, height=300, title=f"{title[0].upper()}{title[1:]} over the layers"
     )

@@ -160,20 +160,18 @@ def beside(table: pd.DataFrame, figure: str, rows: Sequence[str], names: Sequenc
                 scale=alt.Scale(domain=list(rows), range=charts.line_colours(len(rows))),
             ),
             opacity=alt.condition(one, alt.value(1.0), alt.value(0.1)),
-            tooltip=[
-                alt.Tooltip("pair:N"),
-                alt.Tooltip("row:N", title="module"),
-                alt.Tooltip("layer:Q", title="layer"),
-                alt.Tooltip("depth:Q", title="depth", format=".2f"),
-                alt.Tooltip("text:N", title=spec.title),
-            ],
         )
     )  # fmt: skip
+    told = {
+        "pair": "datum.pair", "module": "datum.row", "layer": "datum.layer", "depth": "format(datum.depth, '.2f')",
+        spec.title: "datum.text",
+    }  # fmt: skip
     dash = alt.StrokeDash("pair:N", sort=None, scale=alt.Scale(domain=list(names), range=list(_DASHES)), legend=pairs)
     # By a column of its own: Vega-Lite would draw shapes into the legend of dashes if both were of the same.
     shape = alt.Shape("which:N", sort=None, scale=alt.Scale(domain=list(_WHICH), range=list(_SHAPES)), legend=None)
     strokes = base.mark_line(strokeWidth=1.8, aria=False).encode(strokeDash=dash)
-    points = base.mark_point(filled=True, size=34, aria=False).encode(shape=shape).add_params(one)
+    points = base.transform_calculate(tip=charts.tip(told)).mark_point(filled=True, size=34, aria=False)
+    points = points.encode(shape=shape, tooltip="tip:N").add_params(one)
     return alt.layer(strokes, points).properties(
         autosize=charts.FIT, height=340, title=f"{title[0].upper()}{title[1:]} of two pairs over their depth"
     )
