@@ -70,18 +70,17 @@ def delta_map(
     down, across = -(-height // SIDE), -(-width // SIDE)
     step = down * max(1, BLOCK // (down * matrix.shape[1]))
     edges = np.arange(0, width, across)
-    sums: list[list[np.ndarray]] = [[], []]
-    nonfinite = 0
-    for _start, a, b in matrix.blocks(at.row, at.row_end, step=step, progress=progress, cancel=cancel):
+    sizes = np.outer(_sizes(height, down), _sizes(width, across))
+    sums = np.zeros((2, *sizes.shape))  # in one piece: small ones kept from each block would split the free memory
+    for start, a, b in matrix.blocks(at.row, at.row_end, step=step, progress=progress, cancel=cancel):
         change = (b - a)[:, at.column : at.column_end]
         starts = np.arange(0, len(change), down)
+        first = (start - at.row) // down
         for place, values in enumerate((np.abs(change), change)):
             across_sums = np.add.reduceat(values, edges, axis=1)
-            sums[place].append(np.add.reduceat(across_sums, starts, axis=0))
-        nonfinite = matrix.nonfinite
-    sizes = np.outer(_sizes(height, down), _sizes(width, across))
-    means = [(np.concatenate(side) / sizes).astype(np.float32) for side in sums]
-    return DeltaMap(str(at), (down, across), means[0], means[1], nonfinite)
+            sums[place, first : first + len(starts)] = np.add.reduceat(across_sums, starts, axis=0)
+    mean_abs, mean = (sums / sizes).astype(np.float32)
+    return DeltaMap(str(at), (down, across), mean_abs, mean, matrix.nonfinite)
 
 
 def _sizes(length: int, block: int) -> np.ndarray:

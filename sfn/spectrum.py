@@ -25,6 +25,7 @@ PASSES = ROUNDS + 1  # over the tensor, for a sketch
 EXACT_PASSES = 2
 _SKETCH, _SEED = 96, 0  # columns of the sketch
 _TILE = 1024
+_TALL = 1 << 23  # elements of one side in float32 at once: 34 MB
 _UNASKED_S = 8.0  # on the machine that the cost model was measured on
 
 # The cost model. Seconds for all singular values of a matrix of sides n <= m, of w_B - w_A and of w_A:
@@ -90,7 +91,7 @@ class Spectrum:
 
 
 def exact_s(shape: tuple[int, int], rate: float | None = None) -> float:
-    """About how many seconds all singular values take on this machine, by the cost model at the top of this module.
+    """About how many seconds all singular values take on this machine if nothing else runs, by the cost model above.
 
     rate: of another machine, in operations a second.
     """
@@ -111,11 +112,14 @@ def exact_bytes(shape: tuple[int, int]) -> int:
 
 @functools.cache
 def _rate() -> float:
-    """Operations a second of a product of matrices, measured once: 0.02 s on two cores."""
+    """Operations a second of a product of matrices when nothing else runs; measured once, 0.1 s on two cores."""
     x = np.ones((_TILE, _TILE))
-    start = time.perf_counter()
-    _ = x.T @ x
-    return 2 * _TILE**3 / (time.perf_counter() - start)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        _product = x.T @ x
+        seconds.append(time.perf_counter() - start)
+    return 2 * _TILE**3 / min(seconds)
 
 
 def spectrum(
@@ -191,10 +195,10 @@ class _Walk:
         self.nonfinite = self.matrix.nonfinite
 
     def rows(self, first: float, last: float) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(first row, w_B - w_A, w_A) float32."""
-        for start, a, b in self.matrix.blocks(
-            dtype="float32", progress=self.along(first, last), cancel=self.cancel
-        ):  # fmt: skip
+        """(first row, w_B - w_A, w_A) float32, in tall blocks: in thin ones the cores would wait for each other."""
+        options = {"progress": self.along(first, last), "cancel": self.cancel}
+        step = max(1, _TALL // self.matrix.shape[1])
+        for start, a, b in self.matrix.blocks(step=step, dtype="float32", **options):
             yield start, b - a, a
         self.nonfinite = self.matrix.nonfinite
 
@@ -213,12 +217,13 @@ def _exact(walk: _Walk) -> tuple[_Directions, _Directions]:
             _add_product(gram, panel)
     middle = (first + last) / 2
     found = [_roots(grams.pop(0), walk, *span) for span in ((first, middle), (middle, last))]
-    parts: list[list[np.ndarray]] = [[], []]
-    for _start, *sides in walk.panels(last, 1.0):
-        for place, panel in enumerate(sides):
-            parts[place].append(panel @ found[place].right)
-    for one, part in zip(found, parts, strict=True):
-        one.left = np.concatenate(part) / one.values[: one.right.shape[1]]
+    for one in found:
+        one.left = np.empty((m, one.right.shape[1]))
+    for start, *sides in walk.panels(last, 1.0):
+        for one, panel in zip(found, sides, strict=True):
+            one.left[start : start + len(panel)] = panel @ one.right
+    for one in found:
+        one.left /= one.values[: one.right.shape[1]]
         if walk.wide:
             one.left, one.right = one.right, one.left
     return found[0], found[1]

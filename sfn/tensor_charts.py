@@ -262,7 +262,7 @@ def heads_chart(table: pd.DataFrame, figure: str, layers: Sequence[int], most: i
     most: heads of the layer that has most. Heads whose tensor was not looked at yet are faint.
     """
     title = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}[figure]
-    step = max(7, min(20, 560 // len(layers)))
+    step = max(6, min(20, 400 // len(layers)))
     x = alt.X("number:O", title=what, scale=alt.Scale(domain=list(range(most)), paddingInner=0.06)).axis(
         labelAngle=0, labelOverlap=True, ticks=False, domain=False, grid=False
     )

@@ -116,7 +116,7 @@ def _status(pair: Pair, chosen: HeadMap, known: int) -> None:
             right.button("Cancel", key="cancel_heads", on_click=opening.cancel, args=(job.id,), width="stretch")
             return
         if known == many:
-            left.caption(f"{words.many(many, 'layer')} computed, kept in the results database.")
+            left.caption(f"{words.many(many, 'layer')} computed, kept in the results database.{_opened(chosen)}")
             return
         missing = [pair.by_name[name] for name in _missing(pair, chosen)]
         ended = "Cancelled; " if job is not None and job.state == "cancelled" else ""
@@ -131,6 +131,12 @@ def _status(pair: Pair, chosen: HeadMap, known: int) -> None:
         )  # fmt: skip
     if job is not None and job.state == "failed":
         failures.sentence(job.error)
+
+
+def _opened(chosen: HeadMap) -> str:
+    """Where the tensor is that a click opened: a tall map hides it."""
+    layer = next((layer for layer, name, _ in chosen.tensors if name == state.get("tensor")), None)
+    return "" if layer is None else f" The tensor of layer {layer} is open below."
 
 
 def _map(chosen: HeadMap, known: cached.HeadLengths, figure: str) -> None:

@@ -24,7 +24,7 @@ _MAP = "delta_map"
 _TALL, _LOW = 520, 300  # pixels of the map
 _EXPERT, _K = "_look_expert", "_look_k"
 SKETCH_LOW = "1 to 3 %"  # measured, see docs/log.md
-_HEIGHT = 1130  # of map and spectrum, whatever is in them: nothing moves while they are computed
+_HEIGHT = 1180  # of map and spectrum, whatever is in them: nothing moves while they are computed
 
 
 def draw(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
@@ -225,7 +225,8 @@ def _spectrum(pair: Pair, row: TensorPair, expert: int | None) -> None:
     seconds, memory = spectrum.exact_s(shape), spectrum.exact_bytes(shape)
     looking.absent(
         pair, row, "spectrum", expert=expert, part=looks.EXACT,
-        cost=f"All {min(shape):,} singular values take about {words.size(memory)} of memory",
+        cost=f"All {min(shape):,} singular values take about {words.size(memory)} of memory, and about "
+        f"{words.seconds(seconds)} if nothing else runs on this machine",
         button=f"Compute exactly (about {words.seconds(seconds)})",
     )  # fmt: skip
 
