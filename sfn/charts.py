@@ -30,8 +30,8 @@ FIT = alt.AutoSizeParams(type="fit-x", contains="padding")  # as wide as its pla
 _LINE_COLOURS = (
     "#5F6B6D", "#1B9E77", "#66A61E", "#17A2B8", "#D62246", "#9AA3A5", "#A6761D", "#E7298A", "#8C8C2B", "#7A4B2A",
 )  # fmt: skip
-_FAINT = {False: "#E6E8EB", True: "#2B3036"}  # a cell that is not measured yet, on light and on dark
-_INK = {False: "#1F2328", True: "#F0F3F6"}
+FAINT = {False: "#E6E8EB", True: "#2B3036"}  # a cell that is not measured yet, on light and on dark
+INK = {False: "#1F2328", True: "#F0F3F6"}
 _ON_MOST = {False: "#FFFFFF", True: "#1F2328"}  # on the colour of the largest value
 _MUTED = {False: "#57606A", True: "#9BA5B0"}
 
@@ -164,7 +164,7 @@ def heatmap(
         .mark_rect(strokeWidth=2, cursor="pointer", aria=False, invalid=None)
         .encode(
             color=alt.Color("value:Q", title=title, scale=scale, legend=legend),
-            stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
+            stroke=alt.condition("datum.chosen", alt.value(INK[dark]), alt.value(None)),
             tooltip="tip:N",
         )
         .add_params(cell)
@@ -185,7 +185,7 @@ def heatmap(
             title=f"{title[0].upper()}{title[1:]} of every module in every layer",
         )
         .configure_view(stroke=None)
-        .configure_scale(invalid={"color": {"value": _FAINT[dark]}})
+        .configure_scale(invalid={"color": {"value": FAINT[dark]}})
     )
 
 
@@ -296,7 +296,7 @@ def histogram_one(table: pd.DataFrame, form: str, *, dark: bool, top: float, log
     """
     inner = alt.Chart(table).mark_rect(color=COLOUR_A)
     tails = alt.Chart(table).mark_rect(color=COLOUR_DAMAGE)
-    labels = alt.Chart(table).mark_text(dy=-8, fontSize=12, color=_INK[dark]).encode(text="label:N")
+    labels = alt.Chart(table).mark_text(dy=-8, fontSize=12, color=INK[dark]).encode(text="label:N")
     rules = [
         alt.Chart(table).mark_rule(strokeDash=[3, 3], color=_MUTED[dark]).encode(x=alt.datum(edge)) for edge in (-1, 1)
     ]

@@ -26,6 +26,7 @@ EXACT_PASSES = 2
 _SKETCH, _SEED = 96, 0  # columns of the sketch
 _TILE = 1024
 _TALL = 1 << 23  # elements of one side in float32 at once: 34 MB
+_CHUNK = 1 << 14  # rows
 _UNASKED_S = 8.0  # on the machine that the cost model was measured on
 
 # The cost model. Seconds for all singular values of a matrix of sides n <= m, of w_B - w_A and of w_A:
@@ -323,13 +324,18 @@ class _Krylov:
 
 
 def _from_range(range_: np.ndarray, basis: np.ndarray, energy: float) -> _Directions:
-    """Singular values and directions of w from w V."""
-    q, r = np.linalg.qr(range_.astype(np.float64))
-    u, values, vt = np.linalg.svd(r)
+    """Singular values and directions of w from w V, (rows, k) float32, by its Gram matrix."""
+    inner = np.zeros((basis.shape[1],) * 2)
+    for start in range(0, len(range_), _CHUNK):
+        chunk = range_[start : start + _CHUNK].astype(np.float64)
+        inner += chunk.T @ chunk
+    squares, turned = np.linalg.eigh(inner)
+    values, turned = np.sqrt(np.maximum(squares[::-1], 0.0)), turned[:, ::-1]
     floor = 1e-6 * float(values[0])
     values[values <= floor] = 0.0
     there = int((values > 0).sum())
-    return _Directions(values, floor, q @ u[:, :there], basis @ vt[:there].T, energy)
+    of_range = (turned[:, :there] / values[:there]).astype(np.float32)
+    return _Directions(values, floor, range_ @ of_range, basis @ turned[:, :there].astype(np.float32), energy)
 
 
 def random_shares(shape: tuple[int, int], most: int) -> np.ndarray:

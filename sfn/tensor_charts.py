@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sfn import delta_map, raster, spectrum
-from sfn.charts import _FAINT, _INK, COLOUR_A, COLOUR_DAMAGE, FIT, SCHEME, more_is_nearer
+from sfn.charts import COLOUR_A, COLOUR_DAMAGE, FAINT, FIT, INK, SCHEME, more_is_nearer
 
 if TYPE_CHECKING:
     from sfn.charts import Chart
@@ -280,13 +280,13 @@ def heads_chart(table: pd.DataFrame, figure: str, layers: Sequence[int], most: i
         ),
     )
     base = alt.Chart(table).encode(x=x, y=y)
-    waiting = base.transform_filter(f"!isValid(datum.{figure})").mark_rect(color=_FAINT[dark], aria=False)
+    waiting = base.transform_filter(f"!isValid(datum.{figure})").mark_rect(color=FAINT[dark], aria=False)
     known = base.transform_filter(f"isValid(datum.{figure})").mark_rect(aria=False).encode(color=colour)
     head = alt.selection_point(name="head", fields=["layer"], on="click", clear=False, toggle="true")
     top = (
         base.mark_rect(fill="transparent", strokeWidth=1.5, cursor="pointer", aria=False)
         .encode(
-            stroke=alt.condition("datum.chosen", alt.value(_INK[dark]), alt.value(None)),
+            stroke=alt.condition("datum.chosen", alt.value(INK[dark]), alt.value(None)),
             tooltip=[
                 alt.Tooltip("layer:O"),
                 alt.Tooltip("head:N", title=what),

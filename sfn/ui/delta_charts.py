@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn.figures import ALL, FIGURES
-from sfn.ui import cached, failures, plots, saving, state, tensor_view
+from sfn.ui import cached, clicks, failures, plots, saving, state, tensor_view
 from sfn.ui.tensor_view import BOARD, HISTOGRAMS, LINES, TENSOR
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sfn.records import HistogramForm
     from sfn.ui.scanning import Progress
 
-_CLICKED = "_board_clicked"  # names that the chart's selection held when it was last read
 _CHART = "delta_board"
 _GRID_COLUMNS = 3
 NO_PROOF = "A large change does not show that a module carries an ability: move it on the page Merge and read on."
@@ -84,14 +83,9 @@ def _chosen() -> tuple[str, bool, HistogramForm]:
 
 
 def _open_clicked() -> None:
-    """Open the tensor of the cell that was clicked: the one name by which the selection differs from before."""
-    picked = st.session_state[_CHART].selection.get("cell", [])
-    names = [item["name"] for item in picked if isinstance(item, dict) and "name" in item]
-    before = st.session_state.get(_CLICKED, [])
-    changed = [name for name in names if name not in before] or [name for name in before if name not in names]
-    st.session_state[_CLICKED] = names
-    if changed:
-        tensor_view.choose(changed[-1])
+    """Open the tensor of the cell that was clicked."""
+    if (name := clicks.newest(_CHART, "cell", "name")) is not None:
+        tensor_view.choose(name)
 
 
 _READ_BOARD = """
