@@ -107,8 +107,9 @@ def exact_unasked(shape: tuple[int, int]) -> bool:
 
 
 def exact_bytes(shape: tuple[int, int]) -> int:
-    """About how much memory all singular values take: two Gram matrices, and what the eigenvectors of one need."""
-    return 6 * 8 * min(shape) ** 2
+    """About how much memory all singular values take: two Gram matrices, and what the eigenvectors of one need.
+    Measured at 3,584 and 5,120."""
+    return 9 * 8 * min(shape) ** 2
 
 
 @functools.cache
