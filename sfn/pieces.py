@@ -203,15 +203,17 @@ _EXPERTS_ALTERNATING = frozenset({"gpt_oss"})  # gate, up, gate, up, ...
 
 
 def _halves(config: Config, part: Part, shape: Shape) -> Division:
-    """Gate and up in one tensor: of a matrix its rows, of an expert the side that has twice the MLP's width."""
+    """Gate and up in one tensor: of a matrix its rows; of an expert the side of its outputs, or the other one where
+    only that has twice the MLP's width (some models are stored the other way round)."""
     model = _model(config)
     if _of_all_experts(part):
         if len(shape) != 2 or part.parameter != "weight":
             return Division()
         width = _whole(config, "moe_intermediate_size") or _whole(config, "intermediate_size")
-        fits: list[Axis] = [axis for axis, size in (("rows", shape[0]), ("columns", shape[1])) if size == 2 * width]
+        sizes: dict[Axis, int] = {"rows": shape[0], "columns": shape[1]}
+        order: list[Axis] = ["columns", "rows"] if model in _EXPERTS_TRANSPOSED else ["rows", "columns"]
         known = model in _EXPERTS_GATE_FIRST | _EXPERTS_ALTERNATING
-        axis: Axis | None = fits[0] if len(fits) == 1 and known else None
+        axis: Axis | None = next((side for side in order if known and sizes[side] == 2 * width), None)
     else:
         axis = "rows" if model in _GATE_FIRST and shape[0] % 2 == 0 else None
         width = shape[0] // 2

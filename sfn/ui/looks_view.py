@@ -24,7 +24,7 @@ _MAP = "delta_map"
 _TALL, _LOW = 520, 300  # pixels of the map
 _EXPERT, _K = "_look_expert", "_look_k"
 SKETCH_LOW = "1 to 3 %"  # measured, see docs/log.md
-_HEIGHT = 1180  # of map and spectrum, whatever is in them: nothing moves while they are computed
+_HEIGHT, _WITH_BUTTON = 1060, 1180  # of map and spectrum, whatever is in them: nothing moves while they are computed
 
 
 def draw(pair: Pair, row: TensorPair, deltas: pd.DataFrame) -> None:
@@ -51,6 +51,8 @@ def _ask_ahead(pair: Pair, row: TensorPair) -> None:
 
 
 def _body(pair: Pair, row: TensorPair, deltas: pd.DataFrame, was_running: bool) -> None:
+    from sfn import matrices, spectrum
+
     with failures.shown():
         if was_running and not _busy(pair, row):
             st.rerun()  # once, so that the polling ends
@@ -58,12 +60,14 @@ def _body(pair: Pair, row: TensorPair, deltas: pd.DataFrame, was_running: bool) 
         if _has_directions(row):
             expert = _choose_expert(row)
             left, right = st.columns(2, gap="medium")
-            with left.container(height=_HEIGHT, border=False):
+            sketched = not spectrum.exact_unasked(matrices.Matrix(pair, row.name, expert).shape)
+            height = _WITH_BUTTON if sketched else _HEIGHT
+            with left.container(height=height, border=False):
                 with failures.shown():
                     _map(pair, row, expert, tall=not has_pieces)
                 if has_pieces:
                     pieces_view.bars(pair, row, deltas)
-            with right.container(height=_HEIGHT, border=False), failures.shown():
+            with right.container(height=height, border=False), failures.shown():
                 _spectrum(pair, row, expert)
         elif has_pieces:
             pieces_view.bars(pair, row, deltas)
@@ -307,16 +311,16 @@ def _figures(found: Spectrum, k: int, sides: list[tuple[str, np.ndarray, int]]) 
 def _how(found: Spectrum) -> str:
     """How the singular values were computed, and how far they can be trusted."""
     share = found.floor / float(found.values[0])
-    took = f"It took {words.seconds(found.took_s)}."
+    took = f" It took {words.seconds(found.took_s)}." if found.took_s >= 1 else ""
     if not found.exact:
         return (
             f"The first {len(found.values)} of {min(found.shape):,} singular values, by a random sketch (block Krylov, "
             "seed 0): each is at most the true one. What stands out is right to five digits; of pure noise the last "
-            f"are {SKETCH_LOW} low. {took}"
+            f"are {SKETCH_LOW} low.{took}"
         )
     unresolved = int((found.values == 0).sum())
     hidden = f", as {unresolved:,} of them are" if unresolved else ""
     return (
         "All singular values, from the eigenvalues of the Gram matrix in float64. Those below "
-        f"{share:.1e} of the first cannot be told from rounding{hidden}. {took}"
+        f"{share:.1e} of the first cannot be told from rounding{hidden}.{took}"
     )

@@ -186,7 +186,8 @@ def _most_in_words(labels: Sequence[str], values: np.ndarray, by: str) -> str:
     if known.max(initial=0) <= 0:
         return "None of them moved."
     first, middle = int(known.argmax()), float(np.nanmedian(values))
-    times = f", {known[first] / middle:.1f} times the median" if middle > 0 else ""
+    ratio = known[first] / middle if middle > 0 else 0.0
+    times = f", {ratio:.1f} times the median" if ratio >= 1.05 else ", hardly further than the others"
     return f"{labels[first][0].upper()}{labels[first][1:]} moved furthest by {_TITLES[by]}{times}."
 
 

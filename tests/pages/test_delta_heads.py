@@ -93,3 +93,18 @@ def test_heads_that_cannot_be_told_are_said(visit, bench, tmp_path):
     app = heads(visit, bench, **pair)
     assert "no attention whose heads can be told apart" in texts(app)
     assert "The heads of o_proj cannot be told apart: A's config.json does not say how many" in texts(app)
+
+
+def test_heads_of_models_on_the_hub_wait_for_a_click_and_fetch_no_more_than_they_need(hub, visit, bench, tmp_path):
+    pair = {side: f"org/{side}" for side in "ab"}
+    for seed, name in enumerate(pair.values()):
+        hub.add(name, tiny_qwen2(tmp_path / name, seed))
+    visit("delta", layout="heads", **pair)
+    finish_scan(bench)  # opens the pair
+    app = visit("delta", layout="heads", **pair)
+    assert "the rest means reading 8.19 kB over the network" in texts(app)
+    app.button(key="start_heads").click().run()
+    finish_scan(bench)
+    app = visit("delta", layout="heads", **pair)
+    assert "2 layers computed" in texts(app)
+    assert not any(job.key.startswith("scan:") for job in bench.jobs.recent(60))

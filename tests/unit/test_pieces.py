@@ -165,6 +165,10 @@ def test_the_output_of_gpt_2_takes_heads_as_rows():
          "columns", range(48, 96)),
         ({"model_type": "qwen3_moe", "moe_intermediate_size": 48}, "mlp.experts.gate_up_proj", (96, 32), "rows",
          range(48, 96)),
+        ({"model_type": "qwen3_moe", "moe_intermediate_size": 48}, "mlp.experts.gate_up_proj", (96, 96), "rows",
+         range(48, 96)),
+        ({"model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 48}, "mlp.experts.gate_up_proj", (32, 96),
+         "columns", range(48, 96)),
         ({"model_type": "gpt_oss", "intermediate_size": 48}, "mlp.experts.gate_up_proj", (48, 96), "columns",
          range(1, 96, 2)),
     ],
@@ -180,8 +184,8 @@ def test_gate_and_up_in_one_tensor(config, name, shape, axis, up):
 def test_gate_and_up_whose_order_is_not_known_are_said():
     said = "Gate and up cannot be told apart in gate_up_proj: their order is not known for mystery"
     assert division("model.layers.0.mlp.gate_up_proj.weight", (96, 32), model_type="mystery").problem.startswith(said)
-    square = {"model_type": "qwen3_moe", "moe_intermediate_size": 48}
-    assert division("model.layers.0.mlp.experts.gate_up_proj", (96, 96), **square).problem
+    other = {"model_type": "qwen3_moe", "moe_intermediate_size": 40}
+    assert division("model.layers.0.mlp.experts.gate_up_proj", (96, 96), **other).problem
 
 
 def test_a_head_is_its_rows_or_columns(tmp_path):
