@@ -126,6 +126,7 @@ def open_s(page: Page, cell: tuple[float, float]) -> float:
     """Seconds from the press on a cell until its tensor's panel is there with all of its charts; closes it again."""
     page.mouse.click(*cell)
     seconds = page.wait_for_function("() => window.opened()", timeout=60_000).json_value() / 1000
+    page.wait_for_timeout(700)
     page.get_by_role("button", name="Close", exact=True).click()
     page.locator(".sfn-tensor").wait_for(state="detached")
     page.wait_for_timeout(700)
