@@ -147,14 +147,20 @@ def _stored(a: _Side, b: _Side, shape: tuple[int, ...]) -> Iterator[_Both]:
 
 
 def _read_both(a: _Side, b: _Side, start: int, count: int) -> tuple[_Elements, _Elements]:
-    return a.read(start, count, _memory.a), b.read(start, count, _memory.b)
+    return a.read(start, count, "A"), b.read(start, count, "B")
 
 
 class _Memory(local):
-    """What a thread reads into, for each side."""
+    """What a thread reads into, for each side: used again and again, so that it stays in the processor's caches."""
 
     def __init__(self) -> None:
-        self.a, self.b = bytearray(), bytearray()
+        self._sides: dict[Side, bytearray] = {"A": bytearray(), "B": bytearray()}
+
+    def room(self, side: Side, size: int) -> memoryview:
+        """That many bytes."""
+        if len(self._sides[side]) < size:
+            self._sides[side] = bytearray(size)
+        return memoryview(self._sides[side])[:size]
 
 
 _memory = _Memory()
@@ -168,12 +174,10 @@ class _Side:
     descriptor: int
     dtype: torch.dtype
 
-    def read(self, start: int, count: int, memory: bytearray) -> _Elements:
-        """Elements from `start` on, in `memory`."""
+    def read(self, start: int, count: int, side: Side) -> _Elements:
+        """Elements from `start` on; good until the same thread reads of this side again."""
         size = self.dtype.itemsize
-        if len(memory) < count * size:
-            memory.extend(bytes(count * size - len(memory)))
-        there = memoryview(memory)[: count * size]
+        there = _memory.room(side, count * size)
         fill(there, self.info, self.descriptor, self.info.start + start * size)
         return _of_bytes(there, self.dtype)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn.figures import ALL, FIGURES
-from sfn.ui import cached, clicks, failures, plots, saving, state, tensor_view
+from sfn.ui import clicks, delta_memos, failures, plots, saving, state, tensor_view
 from sfn.ui.tensor_view import BOARD, HISTOGRAMS, LINES, TENSOR
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def board(pair: Pair, progress: Progress, part: str) -> None:
     from sfn import charts
 
     figure, log, form = _chosen()
-    axes = cached.axes(pair, progress.measured, part)
-    table = cached.heatmap(pair, progress.measured, part, figure, form, log=log)
+    axes = delta_memos.axes(pair, progress.measured, part)
+    table = delta_memos.heatmap(pair, progress.measured, part, figure, form, log=log)
     tensor = state.get("tensor")
     plots.show(
         charts.heatmap,
@@ -62,7 +62,7 @@ def board(pair: Pair, progress: Progress, part: str) -> None:
         dark=plots.dark(),
         alt=f"Heatmap of the {ALL[figure].title} of {len(axes.rows)} modules in each layer; a cell opens its tensor.",
         formula=_formula(figure, log),
-        data=lambda: cached.board(pair, progress.measured, part, figure, form).drop(
+        data=lambda: delta_memos.board(pair, progress.measured, part, figure, form).drop(
             columns=["rank", "explanation", "comparable"]
         ),
         key=_CHART,
@@ -73,7 +73,7 @@ def board(pair: Pair, progress: Progress, part: str) -> None:
     if progress.running:
         sentence = "Measuring …"
     else:
-        sentence = cached.sentence(pair, progress.measured, figure, form) or "Nothing is measured yet."
+        sentence = delta_memos.sentence(pair, progress.measured, figure, form) or "Nothing is measured yet."
     said(sentence, _READ_BOARD, NO_PROOF)
 
 
@@ -108,42 +108,42 @@ Point at a cell for all figures; click it to open its tensor.
 
 def lines(pair: Pair, progress: Progress, part: str) -> None:
     """One line per module over the layers; with a second pair, both over normalised depth."""
-    axes = cached.axes(pair, progress.measured, part)
+    axes = delta_memos.axes(pair, progress.measured, part)
     if axes.last < 0:
         return
     figure, log, form = _chosen()
     choice = st.container()
     key = state.get("beside")
-    other = cached.measured_board(key, part, figure, form) if key and key != pair.key else None
+    other = delta_memos.measured_board(key, part, figure, form) if key and key != pair.key else None
     if other is None or not other["layer"].notna().any():
         _one_pair(pair, progress, part, axes)
     else:
-        cells = cached.board(pair, progress.measured, part, figure, form)
+        cells = delta_memos.board(pair, progress.measured, part, figure, form)
         _two_pairs(pair, key, cells, other, figure, log)
     with choice:  # after the chart, which is waited for
         _second_pair(pair)
     if not progress.running:
-        cached.foresee(pair, progress.measured, part, dark=plots.dark())
+        delta_memos.foresee(pair, progress.measured, part, dark=plots.dark())
 
 
-def _one_pair(pair: Pair, progress: Progress, part: str, axes: cached.Axes) -> None:
+def _one_pair(pair: Pair, progress: Progress, part: str, axes: delta_memos.Axes) -> None:
     from sfn import charts
 
     figure, log, form = _chosen()
     what = pair, progress.measured, part, figure, form
     plots.show(
         charts.lines,
-        cached.lines(*what, log=log),
+        delta_memos.lines(*what, log=log),
         figure,
         axes.inside,
         axes.last,
         log=log,
         alt=f"{ALL[figure].title} of each module over the layers, one line per module.",
         formula=_formula(figure, log),
-        data=lambda: _numbers(_inside(cached.board(*what))),
+        data=lambda: _numbers(_inside(delta_memos.board(*what))),
         canvas=True,
     )
-    said(cached.over_layers(*what) or "Too little is measured to compare layers.", _READ_LINES)
+    said(delta_memos.over_layers(*what) or "Too little is measured to compare layers.", _READ_LINES)
 
 
 def _inside(cells: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +159,7 @@ A click on a name singles it out. Compare modules of different size by **RMS** o
 
 def _second_pair(pair: Pair) -> None:
     """The choice of the pair to draw over this one, where there is another."""
-    known = {key: label for key, label in cached.measured_pairs().items() if key != pair.key}
+    known = {key: label for key, label in delta_memos.measured_pairs().items() if key != pair.key}
     asked = state.get("beside")
     if asked and asked not in known:
         if asked != pair.key:
@@ -185,7 +185,7 @@ def _second_pair(pair: Pair) -> None:
 def _two_pairs(pair: Pair, key: str, cells: pd.DataFrame, other: pd.DataFrame, figure: str, log: bool) -> None:
     from sfn import charts, paper_figures, profiles
 
-    name = cached.measured_pairs()[key]
+    name = delta_memos.measured_pairs()[key]
     names = (pair.label, name if name != pair.label else f"{name} ({key[:8]})")
     table = paper_figures.beside_table((cells, other), names, figure, log=log)
     rows = dict.fromkeys((*charts.rows_of(cells), *charts.rows_of(other)))
@@ -249,11 +249,11 @@ def histograms(pair: Pair, progress: Progress, part: str) -> None:
         st.caption("Drawn when the scan has ended.")
         return
     layers = tables.shown_layers(pair.n_layers, every)
-    grid = cached.histogram_grid(pair, progress.measured, part, layers, form)
+    grid = delta_memos.histogram_grid(pair, progress.measured, part, layers, form)
     found = {row: packed.table for row, packed in grid.items()}
     top = max((charts.tail_top(table[table["kind"] == "tail"]) for table in found.values()), default=0.05)
     places = st.columns(_GRID_COLUMNS)
-    rows = [row for row in cached.axes(pair, progress.measured, part).rows if row in grid]
+    rows = [row for row in delta_memos.axes(pair, progress.measured, part).rows if row in grid]
     for place, row in enumerate(rows):
         with places[place % _GRID_COLUMNS]:
             plots.show(
@@ -314,7 +314,7 @@ def paper(pair: Pair, progress: Progress, part: str) -> None:
     if not progress.measured:
         st.markdown("Nothing is measured yet.")
         return
-    cells = cached.board(pair, progress.measured, part)
+    cells = delta_memos.board(pair, progress.measured, part)
     with plots.gathering() as shown:
         st.subheader("As in the paper's figures 2 and 7")
         _paper_lines(cells)
@@ -348,7 +348,7 @@ def _paper_histograms(pair: Pair, progress: Progress, cells: pd.DataFrame, part:
 
     form, every = _form_and_step()
     layers = tables.shown_layers(pair.n_layers, every or paper_figures.STEP)
-    packed = cached.histogram_grid(pair, progress.measured, part, layers, form)
+    packed = delta_memos.histogram_grid(pair, progress.measured, part, layers, form)
     grid = {row: found.table for row, found in packed.items()}
     rows = paper_figures.modules_in([row for row in charts.rows_of(cells) if row in grid])
     if not rows:

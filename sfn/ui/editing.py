@@ -16,7 +16,7 @@ import streamlit as st
 
 from sfn import recipes
 from sfn.errors import RecipeError
-from sfn.ui import board, cached, columns, recipe_box, scanning, state
+from sfn.ui import board, cached, columns, delta_memos, recipe_box, scanning, state
 
 if TYPE_CHECKING:
     from sfn.pairs import Pair
@@ -197,7 +197,7 @@ def draw_board(pair: Pair, edit: Edit) -> None:
         pair,
         cached.board_rows(pair),
         edit.plan,
-        cached.shifts(pair.key, measured),
+        delta_memos.shifts(pair.key, measured),
         note=_note(pair, progress),
         key=_BOARD,
         ack=st.session_state.get(_ACK, _NOBODY),

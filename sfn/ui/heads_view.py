@@ -12,7 +12,20 @@ import streamlit as st
 
 from sfn import needs
 from sfn.figures import FIGURES
-from sfn.ui import cached, clicks, delta_charts, failures, looking, opening, plots, scanning, state, tensor_view, words
+from sfn.ui import (
+    cached,
+    clicks,
+    delta_charts,
+    delta_memos,
+    failures,
+    looking,
+    opening,
+    plots,
+    scanning,
+    state,
+    tensor_view,
+    words,
+)
 
 if TYPE_CHECKING:
     from sfn.head_maps import HeadMap
@@ -38,18 +51,18 @@ def draw(pair: Pair, _progress: scanning.Progress, _part: str) -> None:
     chosen = _chosen(pair)
     if chosen is not None:
         figure = _choices(pair, chosen)
-        known = cached.head_lengths(pair, chosen)
+        known = delta_memos.head_lengths(pair, chosen)
         _status(pair, chosen, len(known))
         _map(chosen, known, figure)
     else:
         st.markdown("This pair has no attention whose heads can be told apart.")
-    for problem in cached.head_maps(pair).problems:
+    for problem in delta_memos.head_maps(pair).problems:
         st.caption(failures.escaped(problem))
 
 
 def _chosen(pair: Pair) -> HeadMap | None:
     """The map that the address names, else the output projection's, which the paper is about, else the first."""
-    maps = {found.key: found for found in cached.head_maps(pair).maps}
+    maps = {found.key: found for found in delta_memos.head_maps(pair).maps}
     by_default = next((key for key in maps if key in ("o_proj", "dense", "attn.c_proj", "wo")), next(iter(maps), ""))
     return maps.get(state.get("heads_of"), maps.get(by_default))
 
@@ -57,7 +70,7 @@ def _chosen(pair: Pair) -> HeadMap | None:
 def _choices(pair: Pair, chosen: HeadMap) -> str:
     """The module is chosen here too; the figure is returned."""
     state.prepare("heads_by")
-    keys = [found.key for found in cached.head_maps(pair).maps]
+    keys = [found.key for found in delta_memos.head_maps(pair).maps]
     st.session_state[_MODULE] = chosen.key
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     row.segmented_control("Module", keys, key=_MODULE, required=True, on_change=_put_module)
@@ -87,7 +100,7 @@ def _active(pair: Pair, chosen: HeadMap) -> bool:
 
 
 def _missing(pair: Pair, chosen: HeadMap) -> list[str]:
-    known = cached.head_lengths(pair, chosen)
+    known = delta_memos.head_lengths(pair, chosen)
     return [name for name in chosen.names if name not in known]
 
 
@@ -139,7 +152,7 @@ def _opened(chosen: HeadMap) -> str:
     return "" if layer is None else f" The tensor of layer {layer} is open below."
 
 
-def _map(chosen: HeadMap, known: cached.HeadLengths, figure: str) -> None:
+def _map(chosen: HeadMap, known: delta_memos.HeadLengths, figure: str) -> None:
     from sfn import head_maps, tensor_charts
 
     st.session_state[_NAMES] = {layer: name for layer, name, _ in chosen.tensors}

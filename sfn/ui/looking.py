@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from sfn.ui import cached, failures, opening, scanning, state, words
+from sfn.ui import cached, delta_memos, failures, opening, scanning, state, words
 
 if TYPE_CHECKING:
     from sfn.jobs import Job
@@ -22,7 +22,7 @@ _PATIENCE_S = 0.25  # for a look that is there at once
 
 def wanted(pair: Pair, row: TensorPair, kind: str, *, expert: int | None = None, part: str = "") -> Look | None:
     """The look, if the store has it. A small tensor on this machine is looked at unasked."""
-    found = cached.look(pair, row.name, kind, expert=expert, part=part)
+    found = delta_memos.look(pair, row.name, kind, expert=expert, part=part)
     if found is not None or scanning.from_network(pair) or read_bytes(row, expert) > UNASKED_BYTES:
         return found
     before = job_of(pair, row, kind, expert, part)
@@ -31,7 +31,7 @@ def wanted(pair: Pair, row: TensorPair, kind: str, *, expert: int | None = None,
         left.discard(before.key if before is not None else "")
         job = cached.workbench().look(pair, row.name, kind, state.browser(), expert=expert, part=part)
         job.finished.wait(_PATIENCE_S)
-        return cached.look(pair, row.name, kind, expert=expert, part=part)
+        return delta_memos.look(pair, row.name, kind, expert=expert, part=part)
     return None
 
 

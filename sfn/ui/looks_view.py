@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn import pieces
-from sfn.ui import cached, failures, looking, pieces_view, plots, state, words
+from sfn.ui import delta_memos, failures, looking, pieces_view, plots, state, words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,7 +213,7 @@ def _spectrum(pair: Pair, row: TensorPair, expert: int | None) -> None:
     shape = matrices.Matrix(pair, row.name, expert).shape
     found = None
     if not spectrum.exact_unasked(shape):
-        found = cached.look(pair, row.name, "spectrum", expert=expert, part=looks.EXACT)
+        found = delta_memos.look(pair, row.name, "spectrum", expert=expert, part=looks.EXACT)
     found = found or looking.wanted(pair, row, "spectrum", expert=expert)
     if found is None:
         st.markdown("**Spectrum of ΔW**")

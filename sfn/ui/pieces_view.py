@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
-from sfn.ui import cached, failures, looking, plots, state, words
+from sfn.ui import delta_memos, failures, looking, plots, state, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -249,7 +249,7 @@ def _tokens(pair: Pair, found: Slices, by: str) -> None:
     order, columns = _ranking(found.row_shift, found.row_norm, by, _SHOWN_TOKENS)
     ids = tuple(int(number) for number in order)
     st.markdown(f"**The {len(ids)} tokens whose rows moved most**, of {len(found.row_shift):,}")
-    asked = cached.token_texts(pair, ids)
+    asked = delta_memos.token_texts(pair, ids)
     if asked.state == "failed":
         st.caption(failures.escaped(asked.error))
     texts = asked.value if asked.state == "done" else (["…"] * len(ids),) * 2
@@ -266,8 +266,8 @@ def reading_tokens(pair: Pair, row: TensorPair) -> bool:
     """Whether the texts of the tokens on screen are still being asked for."""
     if row.part.role not in ("embed_tokens", "lm_head"):
         return False
-    found = cached.look(pair, row.name, "slices")
+    found = delta_memos.look(pair, row.name, "slices")
     if found is None or not len(found.column_shift):
         return False
     order, _ = _ranking(found.row_shift, found.row_norm, state.get("rows_by"), _SHOWN_TOKENS)
-    return cached.token_texts(pair, tuple(map(int, order))).state == "asking"
+    return delta_memos.token_texts(pair, tuple(map(int, order))).state == "asking"

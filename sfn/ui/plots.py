@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from sfn.ui import cached, style
+from sfn.ui import delta_memos, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,9 @@ class Shown:
     def light_spec(self) -> dict[str, Any]:
         """Its specification, without data, in light colours whatever the theme."""
         light = tuple((name, False if name == "dark" else value) for name, value in self.more)
-        return _titled(cached.chart_spec(self.draw.__name__, self.options, light, self.draw, self.table), self.title)
+        return _titled(
+            delta_memos.chart_spec(self.draw.__name__, self.options, light, self.draw, self.table), self.title
+        )
 
     def data(self) -> pd.DataFrame:
         """What is saved as its data."""
@@ -108,7 +110,7 @@ def show(
 
     packed = table if isinstance(table, tables.Packed) else tables.pack(table)
     wanted = tuple(sorted(more.items()))
-    spec = _titled(cached.chart_spec(draw.__name__, options, wanted, draw, packed.table), title)
+    spec = _titled(delta_memos.chart_spec(draw.__name__, options, wanted, draw, packed.table), title)
     if (gathered := _gathered.get()) is not None:
         gathered.append(
             Shown(draw, packed.table, options, wanted, title, name or _title(spec), alt, formula, data)

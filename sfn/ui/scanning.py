@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sfn import needs
-from sfn.ui import cached, state, words
+from sfn.ui import cached, delta_memos, state, words
 
 if TYPE_CHECKING:
     from sfn.jobs import Job
@@ -91,7 +91,7 @@ class Progress:
         self.running = self.job is not None and self.job.active
         names = [row.name for row in pair.rows if row.comparable]
         self.wanted = len(names)
-        self._missing = frozenset(cached.missing(pair.key, names))
+        self._missing = frozenset(delta_memos.missing(pair.key, names))
 
     @property
     def missing(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sfn.figures import FIGURES, SHAPES
-from sfn.ui import cached, failures, looking, looks_view, plots, state
+from sfn.ui import cached, delta_memos, failures, looking, looks_view, plots, state
 
 if TYPE_CHECKING:
     from sfn.modality import Modality
@@ -53,9 +53,9 @@ def draw(pair: Pair, progress: Progress, _part: str) -> None:
             _histogram(found)
         with right:
             _figures(found)
-            _modes(cached.modality(pair.key, found, state.get("form")))
+            _modes(delta_memos.modality(pair.key, found, state.get("form")))
         st.caption("A large change does not show that a tensor carries an ability: that takes moving it, on Merge.")
-        looks_view.draw(pair, row, cached.delta_table(pair.key, progress.measured))
+        looks_view.draw(pair, row, delta_memos.delta_table(pair.key, progress.measured))
 
 
 def _head(pair: Pair, row: TensorPair | None, name: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 
 import pytest
 import streamlit as st
 
 from sfn import checkpoints, delta, looks, pairs, spectrum, workbench
-from sfn.ui import cached, looking
+from sfn.ui import delta_memos, looking
+from sfn.ui.cached import Memo
 from tests.builders import tiny_fused_moe, tiny_phi3, tiny_qwen3_moe
 from tests.pages.conftest import finish_scan
 from tests.pages.test_delta import measured, titles
@@ -60,7 +60,7 @@ def test_what_is_in_the_store_is_not_computed_again(visit, bench, monkeypatch):
     count(looks, "compute")
     workbench.close()  # as after a restart: nothing but the store knows what was found
     st.cache_resource.clear()
-    monkeypatch.setattr(cached, "_looks", OrderedDict())
+    monkeypatch.setattr(delta_memos, "_looks", Memo(24))
     app, again = visit("delta", tensor=O_PROJ), visit("delta", tensor=O_PROJ)
     for page in (app, again):
         assert not page.exception
@@ -189,10 +189,9 @@ def test_a_sketch_says_so_and_can_be_made_exact(visit, bench, monkeypatch):
 
 
 def test_the_last_looks_are_remembered_within_bounds(visit, bench, monkeypatch):
-    monkeypatch.setattr(cached, "_MOST_LOOKS", 2)
-    monkeypatch.setattr(cached, "_looks", OrderedDict())
+    monkeypatch.setattr(delta_memos, "_looks", Memo(2))
     opened(visit, bench, O_PROJ)
-    assert len(cached._looks) <= 2
+    assert len(delta_memos._looks) <= 2
 
 
 def test_leaving_a_tensor_ends_what_is_computed_of_it(visit, bench, folders, monkeypatch):
