@@ -169,7 +169,7 @@ def _map(chosen: HeadMap, known: delta_memos.HeadLengths, figure: str) -> None:
         "cell opens the tensor of its layer below.",
         formula="‖w_B − w_A‖₂ over the rows or columns of a head"
         + ("" if figure == "l2_shift" else ", by ‖w_A‖₂ over the same"),
-        data=table.drop(columns="chosen"),
+        data=lambda: table.drop(columns="chosen"),
         name=f"Heads of {chosen.key}",
         key=_CHART,
         on_select=_open_clicked,

@@ -40,6 +40,13 @@ def test_all_heads_of_a_small_pair_are_computed_by_themselves_once(visit, bench)
     assert looks(bench) == ["looks"]
 
 
+def test_the_map_can_be_saved_as_numbers(visit, bench):
+    (shown,) = heads(visit, bench).session_state["_delta_shown"]["heads"]
+    found = shown.data()
+    assert list(found.columns) == ["layer", "number", "head", "l2_shift", "relative_shift"]
+    assert len(found) == 2 * 4
+
+
 def test_a_look_at_one_tensor_is_part_of_the_map(visit, bench):
     """And the other way round."""
     heads(visit, bench)
