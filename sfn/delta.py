@@ -76,8 +76,9 @@ def _scan(pair: Pair, rows: Sequence[TensorPair], meter: _Meter) -> Iterator[Ten
             if found is None:
                 yield tensor.delta()
             else:
+                before = tensor.bytes_done
                 tensor.add(found)
-                meter.show(tensor)
+                meter.add(tensor.bytes_done - before, tensor.name)
 
 
 def _works(pair: Pair, rows: Sequence[TensorPair], files: _OpenFiles, meter: _Meter) -> Iterator[_Work | None]:
@@ -209,18 +210,16 @@ class _Meter:
 
     def __init__(self, total: int, progress: Progress | None, cancel: Event | None) -> None:
         self.done, self.total, self.progress, self.cancel = 0, total, progress, cancel
-        self._of_tensor: dict[str, int] = {}
 
     def check(self) -> None:
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("The scan was cancelled; the tensors finished before are kept.")
 
-    def show(self, tensor: _Tensor) -> None:
-        """More of `tensor` is measured."""
-        self.done += tensor.bytes_done - self._of_tensor.get(tensor.name, 0)
-        self._of_tensor = {tensor.name: tensor.bytes_done}
+    def add(self, size_bytes: int, name: str) -> None:
+        """More of tensor `name` is measured."""
+        self.done += size_bytes
         if self.progress is not None:
-            self.progress(self.done, self.total, tensor.name)
+            self.progress(self.done, self.total, name)
 
 
 # Measuring one tensor

@@ -13,6 +13,7 @@ import pandas as pd
 
 from sfn import delta_map, raster, spectrum
 from sfn.charts import COLOUR_A, COLOUR_DAMAGE, FAINT, FIT, INK, SCHEME, more_is_nearer
+from sfn.figures import FIGURES
 
 if TYPE_CHECKING:
     from sfn.charts import Chart
@@ -237,23 +238,26 @@ def pieces_table(labels: Sequence[str], shift: np.ndarray, relative: np.ndarray)
 
 def pieces_chart(table: pd.DataFrame, figure: str, what: str) -> Chart:
     """One bar per head or expert, by one figure; the dashed rule is their median."""
-    titles = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}
     base = alt.Chart(table)
     bars = base.mark_bar(color=COLOUR_A).encode(
         x=alt.X("piece:N" if what == "half" else "number:O", sort=None, title=what).axis(
             labelAngle=0, labelOverlap=True, ticks=False, grid=False
         ),
-        y=alt.Y(f"{figure}:Q", title=titles[figure]).axis(format=".3~g", tickCount=4, gridOpacity=0.4),
+        y=alt.Y(f"{figure}:Q", title=FIGURES[figure].title).axis(format=".3~g", tickCount=4, gridOpacity=0.4),
         tooltip=[
             alt.Tooltip("piece:N", title=what),
-            alt.Tooltip("l2_shift:Q", title="L2 shift", format=".4~g"),
-            alt.Tooltip("relative_shift:Q", title="relative shift", format=".4~g"),
+            *_length_tips(),
         ],
     )
     rule = base.mark_rule(strokeDash=[4, 3], color=COLOUR_DAMAGE).encode(y=f"median({figure}):Q")
     return alt.layer(bars, rule).properties(
-        autosize=FIT, height=180, title=f"{titles[figure][0].upper()}{titles[figure][1:]} of each {what}"
+        autosize=FIT, height=180, title=f"{FIGURES[figure].title[0].upper()}{FIGURES[figure].title[1:]} of each {what}"
     )
+
+
+def _length_tips() -> list[alt.Tooltip]:
+    """What is told of every piece's lengths."""
+    return [alt.Tooltip(f"{key}:Q", title=FIGURES[key].title, format=".4~g") for key in ("l2_shift", "relative_shift")]
 
 
 def heads_chart(table: pd.DataFrame, figure: str, layers: Sequence[int], most: int, what: str, *, dark: bool) -> Chart:
@@ -261,7 +265,7 @@ def heads_chart(table: pd.DataFrame, figure: str, layers: Sequence[int], most: i
 
     most: heads of the layer that has most. Heads whose tensor was not looked at yet are faint.
     """
-    title = {"l2_shift": "L2 shift", "relative_shift": "relative shift"}[figure]
+    title = FIGURES[figure].title
     step = max(6, min(20, 400 // len(layers)))
     x = alt.X("number:O", title=what, scale=alt.Scale(domain=list(range(most)), paddingInner=0.06)).axis(
         labelAngle=0, labelOverlap=True, ticks=False, domain=False, grid=False
@@ -290,8 +294,7 @@ def heads_chart(table: pd.DataFrame, figure: str, layers: Sequence[int], most: i
             tooltip=[
                 alt.Tooltip("layer:O"),
                 alt.Tooltip("head:N", title=what),
-                alt.Tooltip("l2_shift:Q", title="L2 shift", format=".4~g"),
-                alt.Tooltip("relative_shift:Q", title="relative shift", format=".4~g"),
+                *_length_tips(),
             ],
         )
         .add_params(head)

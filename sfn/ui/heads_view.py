@@ -63,8 +63,8 @@ def draw(pair: Pair, _progress: scanning.Progress, _part: str) -> None:
 def _chosen(pair: Pair) -> HeadMap | None:
     """The map that the address names, else the output projection's, which the paper is about, else the first."""
     maps = {found.key: found for found in delta_memos.head_maps(pair).maps}
-    by_default = next((key for key in maps if key in ("o_proj", "dense", "attn.c_proj", "wo")), next(iter(maps), ""))
-    return maps.get(state.get("heads_of"), maps.get(by_default))
+    output = (found for found in maps.values() if pair.by_name[found.names[0]].part.role == "o_proj")
+    return maps.get(state.get("heads_of")) or next(output, None) or next(iter(maps.values()), None)
 
 
 def _choices(pair: Pair, chosen: HeadMap) -> str:

@@ -23,6 +23,16 @@ def texts(app) -> str:
     return "\n".join([*shown, *(element.proto.body for element in app.get("html"))]).replace("\\", "")
 
 
+def looked_at(visit, bench, *, a, b, **query):
+    """The page of a pair of its own with a tensor open, once everything that is computed by itself is there."""
+    for more in ({}, query):
+        visit("delta", a=a, b=b, **more)
+        finish_scan(bench)
+    app = visit("delta", a=a, b=b, **query)
+    assert not app.exception
+    return app
+
+
 def opened(visit, bench, name, **query):
     """The page with a tensor open, once everything that is computed by itself is there."""
     measured(visit, bench, tensor=name, **query)
@@ -134,12 +144,7 @@ def test_shapes_are_on_the_board(visit, bench, figure):
 def test_experts_beside_each_other(visit, bench, tmp_path):
     pair = {"a": tiny_qwen3_moe(tmp_path / "a", 0), "b": tiny_qwen3_moe(tmp_path / "b", 1)}
     name = "model.layers.0.mlp.experts.2.up_proj.weight"
-    visit("delta", **pair)
-    finish_scan(bench)
-    visit("delta", tensor=name, **pair)
-    finish_scan(bench)
-    app = visit("delta", tensor=name, **pair)
-    assert not app.exception
+    app = looked_at(visit, bench, tensor=name, **pair)
     assert "L2 shift of each expert" in titles(app)
     spec = next(json.loads(c.proto.spec) for c in app.get("vega_lite_chart") if "each expert" in str(c.proto.spec))
     assert spec["layer"]
@@ -149,12 +154,7 @@ def test_experts_beside_each_other(visit, bench, tmp_path):
 def test_all_experts_in_one_tensor(visit, bench, tmp_path):
     pair = {"a": tiny_fused_moe(tmp_path / "a", 0), "b": tiny_fused_moe(tmp_path / "b", 1)}
     name = "model.layers.0.mlp.experts.gate_up_proj"
-    visit("delta", **pair)
-    finish_scan(bench)
-    visit("delta", tensor=name, of_expert=2, **pair)
-    finish_scan(bench)
-    app = visit("delta", tensor=name, of_expert=2, **pair)
-    assert not app.exception
+    app = looked_at(visit, bench, tensor=name, of_expert=2, **pair)
     assert {"L2 shift of each expert", "Spectrum of ΔW"} <= set(titles(app))
     said = texts(app)
     assert "All experts lie in this one tensor" in said
@@ -166,11 +166,7 @@ def test_all_experts_in_one_tensor(visit, bench, tmp_path):
 def test_heads_of_a_fused_tensor_are_chosen_by_kind(visit, bench, tmp_path):
     pair = {"a": tiny_phi3(tmp_path / "a", 0), "b": tiny_phi3(tmp_path / "b", 1)}
     name = "model.layers.0.self_attn.qkv_proj.weight"
-    visit("delta", **pair)
-    finish_scan(bench)
-    visit("delta", tensor=name, **pair)
-    finish_scan(bench)
-    app = visit("delta", tensor=name, **pair)
+    app = looked_at(visit, bench, tensor=name, **pair)
     assert "L2 shift of each query head" in titles(app)
     assert "L2 shift of each value head" in titles(visit("delta", tensor=name, head_kind="value head", **pair))
 
